@@ -1,0 +1,181 @@
+//! What the daemon does about a failure, and what its operator should do: one table.
+//!
+//! A *halt* stops one stream or replica and never the process. Its code is stable: the same in the log, in status, as the
+//! metric's label, in exit messages and for `millstream explain`. A halt whose cause can be mended is tried again every
+//! [`RETRY_HALTED_SECONDS`] and at restart; one that means loss stays until a new copy.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, ErrorKind};
+
+/// A mendable halt is tried again after this many seconds.
+pub const RETRY_HALTED_SECONDS: u64 = 10;
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// Try again with growing pauses; nothing is lost by waiting.
+    Retry,
+    /// Stop this stream or replica, say so, and see [`HaltCode::mendable`].
+    Halt(HaltCode),
+    /// The task was asked to end.
+    Stop,
+}
+
+/// The one table from error kind to action.
+#[must_use]
+pub fn disposition(error: &Error) -> Disposition {
+    match error.kind() {
+        ErrorKind::Connection | ErrorKind::Busy | ErrorKind::Held | ErrorKind::Fenced => Disposition::Retry,
+        ErrorKind::Cancelled => Disposition::Stop,
+        ErrorKind::Halt(code) => Disposition::Halt(code),
+        ErrorKind::Config => Disposition::Halt(HaltCode::Misconfigured),
+        ErrorKind::Malformed => Disposition::Halt(HaltCode::Malformed),
+        ErrorKind::Corrupt => Disposition::Halt(HaltCode::QueueCorrupt),
+        ErrorKind::TooNew => Disposition::Halt(HaltCode::FormatTooNew),
+        ErrorKind::NoSpace => Disposition::Halt(HaltCode::NoSpace),
+        ErrorKind::Io => Disposition::Halt(HaltCode::StorageFailed),
+        ErrorKind::Unexpected => Disposition::Halt(HaltCode::Unexpected),
+    }
+}
+
+/// What a code means to its operator.
+#[derive(Clone, Copy, Debug)]
+pub struct Explanation {
+    /// What has happened, and why going on would be wrong.
+    pub meaning: &'static str,
+    /// What to do, in order.
+    pub remedy: &'static str,
+}
+
+macro_rules! halt_codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $mendable:literal, $meaning:literal, $remedy:literal;)*) => {
+        /// A reason to halt. Stable: codes are added, never renamed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum HaltCode {
+            $($(#[$doc])* #[doc = $meaning] $name,)*
+        }
+
+        impl HaltCode {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The code as text.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// True when the cause can be mended without a new copy, so that the daemon tries again.
+            #[must_use]
+            pub fn mendable(self) -> bool {
+                match self { $(Self::$name => $mendable,)* }
+            }
+
+            /// Meaning and remedy.
+            #[must_use]
+            pub fn explain(self) -> Explanation {
+                match self { $(Self::$name => Explanation { meaning: $meaning, remedy: $remedy },)* }
+            }
+        }
+    };
+}
+
+halt_codes! {
+    SlotMissing = "slot_missing", false,
+        "The source no longer has the replication slot that this stream reads. Changes since then cannot be read, so the replica would miss rows.",
+        "Find out who dropped it (a failover without slot synchronisation, a cleanup). Then start over: `millstream teardown`, `millstream init`, `millstream run` copy the tables again.";
+    SlotInvalidated = "slot_invalidated", false,
+        "The source invalidated the slot, because it retained more WAL than max_slot_wal_keep_size allows, or its rows were removed. Changes are lost to the stream.",
+        "Raise max_slot_wal_keep_size or retain_max_bytes to the longest outage to survive, then copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+    SlotAhead = "slot_ahead", false,
+        "The slot's confirmed_flush_lsn lies beyond the end of the queue: somebody else consumed from it, it was made anew, or the queue lost its tail. The changes between are lost to the stream.",
+        "Make sure that nothing else reads the slot and that the queue's storage is sound, then copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+    SlotUnknown = "slot_unknown", false,
+        "A slot of this name exists on the source, but the queue has no record of having made it. Its start cannot be trusted.",
+        "If the queue was emptied or changed by mistake, point [queue] url back to it. Otherwise `millstream teardown` and `millstream init`.";
+    HistoryChanged = "history_changed", false,
+        "Behind the source's address is another history: another cluster, a restored one, or a promoted server that left the old timeline before the queue's end. Positions of one history mean nothing in another.",
+        "If the address is wrong, mend it. If the source was really restored or lost changes at a failover, the replica has rows that the source lost: copy again with `millstream teardown`, `millstream init`, `millstream run`.";
+    QueueLost = "queue_lost", false,
+        "The queue no longer holds the record that the replica's ledger names: the topic was deleted or recreated, retention passed the reader, or another queue is behind the address.",
+        "If [queue] url points to the wrong place, mend it. On Kafka set retention.ms=-1 and retention.bytes=-1 (`millstream check` prints the command). Then copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+    QueueGap = "queue_gap", false,
+        "Record numbers in the queue are not contiguous: records between two others are missing, as after an unclean leader election. What they held is lost.",
+        "On Kafka use replication.factor >= 3, min.insync.replicas >= 2 and unclean.leader.election.enable=false. Then copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+    QueueCorrupt = "queue_corrupt", false,
+        "A record in the queue does not match its checksum. It is not read past.",
+        "Check the disk or the broker's storage. If the record can be restored from a good copy, put it back and restart; otherwise copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+    StorageFailed = "storage_failed", true,
+        "Reading or writing a local file failed, or an fsync did. What was not confirmed as durable is not treated as such.",
+        "Look at the error beside this code and at the kernel's log, mend the disk or the rights, and restart the daemon.";
+    NoSpace = "no_space", true,
+        "A disk is full, or a configured limit was reached.",
+        "Make room, or raise the limit that the message names; the daemon goes on by itself.";
+    TransactionTooLarge = "transaction_too_large", true,
+        "A source transaction is larger than the spill space or the whole queue may hold.",
+        "Raise spill_max_bytes of the source or max_bytes of the queue above the size in the message; the daemon goes on by itself.";
+    FormatTooNew = "format_too_new", true,
+        "The queue or ledger holds something written by a newer Millstream.",
+        "Upgrade this daemon to at least the version that wrote it.";
+    Malformed = "malformed", true,
+        "A peer sent bytes, or the queue holds a record, that cannot be understood though nothing is damaged. Reading on would skip something.",
+        "Keep the message and the position beside this code and report it; an upgraded daemon tries again by itself.";
+    SourceMisconfigured = "source_misconfigured", true,
+        "The source lacks a setting, a publication or a table property that capture needs.",
+        "Run `millstream check`: it prints the statement. The daemon goes on by itself after that.";
+    SourceDenied = "source_denied", true,
+        "The source refused the connection, the password or a right.",
+        "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that.";
+    NotInitialized = "not_initialized", true,
+        "The stream, its slot or the replica's ledger has not been made yet.",
+        "Run `millstream init`. The daemon goes on by itself after that.";
+    ReplicaDenied = "replica_denied", true,
+        "The replica refused the connection, the password or a right.",
+        "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that.";
+    ReplicaConflict = "replica_conflict", true,
+        "A row to update or delete is not on the replica, or one to insert is already there: somebody else wrote to the replica.",
+        "Put the row named in the message back as the source had it before this transaction, or remove the one that stands in the way. The daemon tries again by itself.";
+    ReplicaConstraint = "replica_constraint", true,
+        "The replica refused a row that the source accepted: a constraint, a trigger or a type that the source does not have.",
+        "Drop or change the constraint named in the message so that it accepts what the source accepts. The daemon tries again by itself.";
+    SchemaMismatch = "schema_mismatch", true,
+        "A table on the replica does not fit the version that the next changes were made under: a column or the table is missing, or a type differs.",
+        "Change the replica's table as the message says. The daemon tries again by itself.";
+    CopyInterrupted = "copy_interrupted", false,
+        "A table's first copy cannot be finished as it was begun.",
+        "`millstream teardown`, `millstream init` and `millstream run` begin it anew.";
+    LedgerDamaged = "ledger_damaged", false,
+        "The ledger in the replica is missing, was changed by hand, or belongs to another stream.",
+        "Restore the replica's millstream schema from the same moment as its tables, or copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+    Misconfigured = "misconfigured", true,
+        "The configuration cannot work as it stands.",
+        "Mend the key that the message names and restart the daemon.";
+    Unexpected = "unexpected", true,
+        "Something happened that Millstream has no rule for. Going on might be wrong, so it does not.",
+        "Read the message; mend the cause if it names one. If it stays, report it with the log around it. The daemon tries again by itself.";
+}
+
+impl fmt::Display for HaltCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for HaltCode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::ALL.iter().copied().find(|code| code.as_str() == text).ok_or_else(|| {
+            let known = Self::ALL.iter().map(|code| code.as_str()).collect::<Vec<_>>().join(", ");
+            Error::new(ErrorKind::Config, format!("unknown code '{text}'; the codes are {known}"))
+        })
+    }
+}
+
+impl serde::Serialize for HaltCode {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
