@@ -87,10 +87,12 @@
 
 #![warn(missing_docs)]
 
+pub mod apply;
 pub mod config;
 pub mod error;
 pub mod event;
 pub mod halt;
 pub mod queue;
+pub mod replica;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,51 @@
+//! Where a first copy and the replay of the log behind it meet (DESIGN decision 5: capture first, snapshot by visibility).
+//!
+//! ```text
+//!  applier:  lock ─► raise epoch ─► FirstCopy::prepare ─────────────► read the log behind the cursor
+//!                                     loads the chunks                   each transaction ─► CatchUp::admit
+//!                                     (pending ► copying ► catching_up)  each commit ──────► CatchUp::committed
+//!                                                                           builds deferred keys, tables live ─► done
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Result;
+use crate::event::{ApplyEpoch, Change, Position, SchemaId, TableSchema, TransactionHeader};
+
+/// The table versions known at a place in the log.
+pub type Schemas = HashMap<SchemaId, Arc<TableSchema>>;
+
+/// Brings a replica's tables from nothing to where the log can be replayed over them.
+#[async_trait]
+pub trait FirstCopy: Send + Sync + 'static {
+    /// Loads every chunk that is not loaded yet. Called by the applier that holds the replica's lock and apply epoch, before it
+    /// reads the log; called again after every reconnection. Each of its replica transactions must hold the epoch
+    /// (`ledger::hold_epoch`).
+    ///
+    /// Gives what the replay needs until the tables are live; `None` when all are.
+    ///
+    /// # Errors
+    /// As any work against source and replica; the applier retries or halts by them.
+    async fn prepare(&self, epoch: ApplyEpoch, cancel: &CancellationToken) -> Result<Option<Box<dyn CatchUp>>>;
+}
+
+/// Stands between log and replica until the tables of a first copy are live.
+#[async_trait]
+pub trait CatchUp: Send {
+    /// What of a transaction's changes (all of them, or of a huge transaction some thousands at a time) is to be applied, in order.
+    ///
+    /// # Errors
+    /// As any work against source and replica.
+    async fn admit(&mut self, transaction: &TransactionHeader, schemas: &Schemas, changes: Vec<Change>) -> Result<Vec<Change>>;
+
+    /// Everything up to a position is committed on the replica; no replica transaction is open. Does what is left to do there and
+    /// gives true when every table is live; it is then asked no more.
+    ///
+    /// # Errors
+    /// As any work against source and replica.
+    async fn committed(&mut self, position: Position) -> Result<bool>;
+}

@@ -1,0 +1,68 @@
+//! What an applier tells of itself, through a watch channel.
+
+use serde::Serialize;
+
+use crate::event::{ApplyEpoch, Position, RecordNumber};
+use crate::halt::HaltCode;
+
+/// What an applier is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApplyState {
+    /// Connecting, or pausing after a failure that is retried.
+    #[default]
+    Waiting,
+    /// Another applier has the replica.
+    Held,
+    /// First copy: chunks are being loaded.
+    Copying,
+    /// First copy: the log is replayed over the loaded chunks; tables are not live.
+    CatchingUp,
+    /// Applying; every table is live.
+    Live,
+    /// Stopped by a rule.
+    Halted,
+    /// Ended as asked.
+    Stopped,
+}
+
+/// An applier's state. Nothing here is durable; the ledger is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ApplyStatus {
+    /// The replica's name.
+    pub replica: String,
+    /// Its source's name.
+    pub source: String,
+    /// What it is doing.
+    pub state: ApplyState,
+    /// The incarnation, once claimed.
+    pub apply_epoch: Option<ApplyEpoch>,
+    /// Last record applied.
+    pub number: Option<RecordNumber>,
+    /// Where that was in the source.
+    pub position: Option<Position>,
+    /// `bytes_before` of that record: the writer's own total minus this is the backlog.
+    pub bytes_before: u64,
+    /// `changes_before` of that record.
+    pub changes_before: u64,
+    /// The source's clock at the last commit or heartbeat applied, microseconds since 1970-01-01 UTC.
+    pub source_time_us: Option<i64>,
+    /// When that was applied, by this daemon's clock, microseconds since 1970-01-01 UTC.
+    pub applied_at_us: Option<i64>,
+    /// Source transactions applied by this process.
+    pub transactions: u64,
+    /// Changes applied by this process.
+    pub changes: u64,
+    /// Bytes of log applied by this process.
+    pub bytes: u64,
+    /// Replica transactions committed by this process.
+    pub batches: u64,
+    /// Changes applied per second, over some seconds.
+    pub changes_per_second: f64,
+    /// Batches that had to be replayed transaction by transaction.
+    pub replays: u64,
+    /// Why it is halted.
+    pub halt: Option<HaltCode>,
+    /// Last failure in words; kept until work goes on.
+    pub error: Option<String>,
+}

@@ -1,0 +1,3 @@
+//! What a database engine needs to be a replica: writing batches, the ledger, its errors.
+
+pub mod postgres;

@@ -1,0 +1,109 @@
+//! From SQLSTATE to [`ErrorKind`] (PostgreSQL documentation, appendix "PostgreSQL Error Codes").
+//!
+//! Messages of data errors may quote values (`invalid input syntax for type integer: "…"`, `Key (email)=(…)`), and values never
+//! go into logs: of those only code, table, column, type and constraint are kept.
+
+use std::fmt::Write as _;
+
+use sqlx::postgres::PgDatabaseError;
+
+use crate::error::{Error, ErrorKind};
+use crate::halt::HaltCode;
+
+/// Our error from sqlx's.
+#[must_use]
+pub fn classify(error: sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(database) => match database.try_downcast::<PgDatabaseError>() {
+            Ok(error) => from_server(&error),
+            Err(other) => Error::new(ErrorKind::Unexpected, other.message().to_owned()),
+        },
+        sqlx::Error::Io(io) => Error::new(ErrorKind::Connection, "the connection to PostgreSQL failed").with_source(io),
+        sqlx::Error::Tls(tls) => Error::new(ErrorKind::Connection, "TLS with PostgreSQL failed").with_source(tls),
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+            Error::new(ErrorKind::Connection, "the connection to PostgreSQL is gone").with_source(error)
+        }
+        sqlx::Error::Configuration(cause) => {
+            Error::new(ErrorKind::Config, "the connection's settings cannot be used").with_source(cause)
+        }
+        other => Error::new(ErrorKind::Unexpected, "PostgreSQL answered in an unexpected way").with_source(other),
+    }
+}
+
+/// The SQLSTATE of a server's error.
+#[must_use]
+pub fn sqlstate(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error().and_then(|e| e.try_downcast_ref::<PgDatabaseError>()).map(PgDatabaseError::code)
+}
+
+/// True when the server refused the rows themselves, not the way they came: worth replaying one transaction at a time.
+#[must_use]
+pub fn concerns_rows(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Halt(HaltCode::ReplicaConstraint | HaltCode::ReplicaConflict))
+}
+
+fn from_server(error: &PgDatabaseError) -> Error {
+    Error::new(kind_of(error.code()), describe(error))
+}
+
+fn kind_of(code: &str) -> ErrorKind {
+    use ErrorKind::{Busy, Connection, Halt};
+    match code {
+        // Somebody ended our backend, or the server goes down or comes up.
+        "57P01" | "57P02" | "57P03" | "57P05" => Connection,
+        // statement_timeout, lock_timeout, a cancel.
+        "57014" | "55P03" => Busy,
+        // The table is in use by this or another session; a reset schema version.
+        "55006" => Busy,
+        // read_only_sql_transaction: a standby, or a failover in progress.
+        "25006" => Connection,
+        "42501" | "28000" | "28P01" | "3D000" => Halt(HaltCode::ReplicaDenied),
+        // Missing or different table, column, type.
+        "42P01" | "42703" | "42704" | "3F000" | "42804" | "42846" | "428C9" | "42809" | "42883" => Halt(HaltCode::SchemaMismatch),
+        "0A000" => Halt(HaltCode::ReplicaConstraint),
+        "53100" | "53200" | "53400" => ErrorKind::NoSpace,
+        _ => match &code[..code.len().min(2)] {
+            "08" => Connection,
+            "40" | "53" => Busy,
+            "22" | "23" | "44" | "P0" | "09" | "27" => Halt(HaltCode::ReplicaConstraint),
+            _ => ErrorKind::Unexpected,
+        },
+    }
+}
+
+fn describe(error: &PgDatabaseError) -> String {
+    let code = error.code();
+    let private = matches!(&code[..code.len().min(2)], "22" | "23" | "44" | "P0" | "09" | "27");
+    let mut text = if private { format!("PostgreSQL refused a row ({})", meaning(code)) } else { error.message().to_owned() };
+    let parts = [
+        ("table", error.table().map(|t| format!("{}.{t}", error.schema().unwrap_or_default()))),
+        ("column", error.column().map(str::to_owned)),
+        ("type", error.data_type().map(str::to_owned)),
+        ("constraint", error.constraint().map(str::to_owned)),
+    ];
+    for (what, name) in parts {
+        if let Some(name) = name {
+            let _infallible = write!(text, ", {what} {name}");
+        }
+    }
+    let _infallible = write!(text, " (SQLSTATE {code})");
+    text
+}
+
+fn meaning(code: &str) -> &'static str {
+    match code {
+        "23502" => "NOT NULL violated",
+        "23503" => "foreign key violated",
+        "23505" => "unique key violated",
+        "23514" => "CHECK violated",
+        "23P01" => "exclusion constraint violated",
+        "22001" => "value too long",
+        "22003" => "number out of range",
+        "22P02" => "value not of the column's type",
+        "22021" => "bytes not of the database's encoding",
+        "P0001" => "exception in a trigger",
+        _ if code.starts_with("23") => "constraint violated",
+        _ if code.starts_with("P0") => "error in a trigger or function",
+        _ => "value refused",
+    }
+}

@@ -1,0 +1,260 @@
+//! The ledger: the rows in schema `millstream` of a replica that say how far it is (I3, I8).
+//!
+//! Made by `init` ([`migrate`], [`create`]); the apply epoch is raised by every applier that starts ([`raise_epoch`]); the
+//! cursor moves with every replica transaction ([`step`], whose row lock is held to COMMIT) and only under the epoch in
+//! force. Workers of a first copy hold the epoch by [`hold_epoch`] in each of their transactions.
+
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+
+use super::connect::{SHORT_WAIT, within};
+use super::errors;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{ApplyEpoch, History, StreamId, TableName};
+use crate::halt::HaltCode;
+use crate::queue::log::Cursor;
+
+/// The ledger's migrations, for `init` and for an upgraded daemon.
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+const MIGRATION_WAIT: Duration = Duration::from_mins(2);
+
+/// The ledger's row of one replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaRow {
+    /// The replica's name.
+    pub name: String,
+    /// Its source's name.
+    pub source: String,
+    /// The stream it reads.
+    pub stream: StreamId,
+    /// The source's identity.
+    pub history: History,
+    /// Up to where the log is applied; `None` for nothing yet.
+    pub cursor: Option<Cursor>,
+    /// The applier in force.
+    pub apply_epoch: ApplyEpoch,
+    /// The source's clock at the cursor.
+    pub source_time_us: Option<i64>,
+    /// Source transactions applied.
+    pub transactions: u64,
+    /// Changes applied.
+    pub changes: u64,
+}
+
+/// What one replica transaction adds to the ledger.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The new place in the log.
+    pub cursor: Cursor,
+    /// The source's clock there, when the batch says.
+    pub source_time_us: Option<i64>,
+    /// Source transactions in the batch.
+    pub transactions: u64,
+    /// Changes in the batch.
+    pub changes: u64,
+}
+
+/// How far the first copy of a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyState {
+    /// Not begun.
+    Pending,
+    /// Chunks are being loaded.
+    Copying,
+    /// All chunks are loaded; the log is replayed past the last snapshot.
+    CatchingUp,
+    /// Complete: shows only prefixes of the source's commit order (I4).
+    Live,
+}
+
+impl CopyState {
+    /// As the ledger writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Copying => "copying",
+            Self::CatchingUp => "catching_up",
+            Self::Live => "live",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        [Self::Pending, Self::Copying, Self::CatchingUp, Self::Live]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| damaged(format!("copied_table.state is '{text}'")))
+    }
+}
+
+/// Makes or upgrades the ledger's tables.
+///
+/// # Errors
+/// A halt with `ledger_damaged` when its migrations were changed by hand, [`ErrorKind::TooNew`] when a newer Millstream made it.
+pub async fn migrate(connection: &mut PgConnection) -> Result<()> {
+    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.dangerous_set_table_name("millstream.schema_version");
+    migrator.create_schema("millstream");
+    let run = migrator.run_direct(None, connection, false);
+    let done = tokio::time::timeout(MIGRATION_WAIT, run)
+        .await
+        .map_err(|_| Error::new(ErrorKind::Busy, "another session holds the lock on the ledger's migrations"))?;
+    done.map_err(|error| match error {
+        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => {
+            errors::classify(cause).context("making the ledger")
+        }
+        MigrateError::VersionMissing(version) => {
+            Error::new(ErrorKind::TooNew, format!("the replica's ledger has version {version}, which a newer Millstream made"))
+        }
+        other => damaged(other.to_string()),
+    })
+}
+
+/// True when the ledger's tables are there.
+///
+/// # Errors
+/// The server's.
+pub async fn exists(connection: &mut PgConnection) -> Result<bool> {
+    let query = sqlx::query_scalar("SELECT pg_catalog.to_regclass('millstream.replica') IS NOT NULL");
+    within(SHORT_WAIT, "looking for the ledger", query.fetch_one(connection)).await
+}
+
+/// Makes the row of a replica; changes nothing when it is there.
+///
+/// # Errors
+/// The server's.
+pub async fn create(
+    connection: &mut PgConnection,
+    name: &str,
+    source: &str,
+    stream: StreamId,
+    history: &History,
+    cursor: Option<&Cursor>,
+) -> Result<()> {
+    let query = sqlx::query(
+        "INSERT INTO millstream.replica (name, source, stream, history, cursor, position) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (name) DO NOTHING",
+    )
+    .bind(name)
+    .bind(source)
+    .bind(stream.0.to_string())
+    .bind(Json(history))
+    .bind(cursor.map(Json))
+    .bind(cursor.and_then(|c| c.position).map(|p| p.to_string()));
+    within(SHORT_WAIT, "writing the ledger", query.execute(connection)).await.map(drop)
+}
+
+const COLUMNS: &str = "name, source, stream, history, cursor, apply_epoch, source_time_us, transactions, changes";
+
+/// Reads the row of a replica.
+///
+/// # Errors
+/// A halt with `not_initialized` when there is none, with `ledger_damaged` when it makes no sense.
+pub async fn load(connection: &mut PgConnection, name: &str) -> Result<ReplicaRow> {
+    if !exists(connection).await? {
+        return Err(uninitialized(name));
+    }
+    let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM millstream.replica WHERE name = $1"));
+    let row = within(SHORT_WAIT, "reading the ledger", sqlx::query(sql).bind(name).fetch_optional(connection)).await?;
+    row.as_ref().map_or_else(|| Err(uninitialized(name)), parse)
+}
+
+/// Claims the replica: raises the apply epoch and gives the row as it stands under it.
+///
+/// # Errors
+/// As [`load`].
+pub async fn raise_epoch(connection: &mut PgConnection, name: &str) -> Result<ReplicaRow> {
+    if !exists(connection).await? {
+        return Err(uninitialized(name));
+    }
+    let sql = sqlx::AssertSqlSafe(format!(
+        "UPDATE millstream.replica SET apply_epoch = apply_epoch + 1 WHERE name = $1 RETURNING {COLUMNS}"
+    ));
+    let row = within(SHORT_WAIT, "claiming the ledger", sqlx::query(sql).bind(name).fetch_optional(connection)).await?;
+    row.as_ref().map_or_else(|| Err(uninitialized(name)), parse)
+}
+
+/// Moves the cursor, in the transaction that the connection is in. The row's lock is held to COMMIT (I8).
+///
+/// # Errors
+/// [`ErrorKind::Fenced`] when a newer applier took over.
+pub async fn step(connection: &mut PgConnection, name: &str, epoch: ApplyEpoch, step: &Step, limit: Duration) -> Result<()> {
+    let query = sqlx::query(
+        "UPDATE millstream.replica SET cursor = $3, position = $4, source_time_us = coalesce($5, source_time_us), \
+         transactions = transactions + $6, changes = changes + $7, writer_epoch = $8, applied_at = clock_timestamp() \
+         WHERE name = $1 AND apply_epoch = $2",
+    )
+    .bind(name)
+    .bind(epoch.0.cast_signed())
+    .bind(Json(&step.cursor))
+    .bind(step.cursor.position.map(|p| p.to_string()))
+    .bind(step.source_time_us)
+    .bind(step.transactions.cast_signed())
+    .bind(step.changes.cast_signed())
+    .bind(step.cursor.epoch.0.cast_signed());
+    let done = within(limit, "moving the ledger's cursor", query.execute(connection)).await?;
+    if done.rows_affected() == 1 { Ok(()) } else { Err(fenced(name, epoch)) }
+}
+
+/// Holds the apply epoch to the end of the transaction that the connection is in: no other applier can claim the replica
+/// before it. For workers of a first copy, several at a time.
+///
+/// # Errors
+/// [`ErrorKind::Fenced`] when a newer applier took over.
+pub async fn hold_epoch(connection: &mut PgConnection, name: &str, epoch: ApplyEpoch) -> Result<()> {
+    let query = sqlx::query("SELECT 1 FROM millstream.replica WHERE name = $1 AND apply_epoch = $2 FOR SHARE")
+        .bind(name)
+        .bind(epoch.0.cast_signed());
+    let row = within(SHORT_WAIT, "checking the apply epoch", query.fetch_optional(connection)).await?;
+    row.map(drop).ok_or_else(|| fenced(name, epoch))
+}
+
+/// The tables of a replica and how far their first copy is.
+///
+/// # Errors
+/// The server's; a halt with `ledger_damaged`.
+pub async fn tables(connection: &mut PgConnection, name: &str) -> Result<Vec<(TableName, CopyState)>> {
+    let query = sqlx::query(
+        "SELECT table_schema, table_name, state FROM millstream.copied_table WHERE replica = $1 ORDER BY table_schema, table_name",
+    )
+    .bind(name);
+    let rows = within(SHORT_WAIT, "reading the ledger's tables", query.fetch_all(connection)).await?;
+    rows.iter()
+        .map(|row| Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), CopyState::parse(get(row, 2)?)?)))
+        .collect()
+}
+
+fn parse(row: &PgRow) -> Result<ReplicaRow> {
+    let stream: String = get(row, 2)?;
+    Ok(ReplicaRow {
+        name: get(row, 0)?,
+        source: get(row, 1)?,
+        stream: StreamId(stream.parse().map_err(|_| damaged("millstream.replica.stream is not a number"))?),
+        history: get::<Json<History>>(row, 3)?.0,
+        cursor: get::<Option<Json<Cursor>>>(row, 4)?.map(|json| json.0),
+        apply_epoch: ApplyEpoch(get::<i64>(row, 5)?.cast_unsigned()),
+        source_time_us: get(row, 6)?,
+        transactions: get::<i64>(row, 7)?.cast_unsigned(),
+        changes: get::<i64>(row, 8)?.cast_unsigned(),
+    })
+}
+
+fn get<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(row: &'r PgRow, index: usize) -> Result<T> {
+    row.try_get(index).map_err(|error| damaged("a column of the ledger does not hold what it should").with_source(error))
+}
+
+fn damaged(message: impl Into<String>) -> Error {
+    Error::halt(HaltCode::LedgerDamaged, message)
+}
+
+fn uninitialized(name: &str) -> Error {
+    Error::halt(HaltCode::NotInitialized, format!("the replica has no ledger row for '{name}'; run `millstream init`"))
+}
+
+fn fenced(name: &str, epoch: ApplyEpoch) -> Error {
+    Error::new(ErrorKind::Fenced, format!("apply epoch {epoch} of replica '{name}' is over: a newer applier took it"))
+}
