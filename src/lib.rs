@@ -92,6 +92,8 @@ pub mod config;
 pub mod error;
 pub mod event;
 pub mod halt;
+pub mod postgres;
+pub mod preflight;
 pub mod queue;
 pub mod replica;
 

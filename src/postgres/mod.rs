@@ -1,0 +1,3 @@
+//! PostgreSQL as a client sees it: ordinary SQL ([`sql`]).
+
+pub mod sql;

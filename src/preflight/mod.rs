@@ -1,0 +1,3 @@
+//! What must hold before a pair runs: `check`, `init`, `teardown`.
+
+pub mod tables;
