@@ -43,7 +43,8 @@ impl TablePatterns {
 fn parse(text: &str) -> Result<Pattern> {
     let (include, body) = text.strip_prefix('!').map_or((true, text), |rest| (false, rest));
     let bad = || {
-        let message = format!("'{text}' is not a table pattern; one looks like \"public.*\", \"!public.scratch_*\" or \"shop.orders\"");
+        let message =
+            format!("'{text}' is not a table pattern; one looks like \"public.*\", \"!public.scratch_*\" or \"shop.orders\"");
         Error::new(ErrorKind::Config, message)
     };
     let (schema, rest) = part(body).ok_or_else(bad)?;
