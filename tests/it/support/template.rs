@@ -1,0 +1,71 @@
+//! Which PostgreSQL to test with, and a fresh cluster in a fraction of initdb's time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::files::{Folder, give_to_server_user};
+use super::process::{as_server_user, run};
+
+/// Folder of the server's programs: `PG_BIN`, otherwise the newest distribution package.
+pub fn bin() -> &'static Path {
+    static BIN: OnceLock<PathBuf> = OnceLock::new();
+    BIN.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("PG_BIN") {
+            return folder.into();
+        }
+        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        let mut found: Vec<(u32, PathBuf)> = versions
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+            .filter(|(_, bin)| bin.join("initdb").exists())
+            .collect();
+        found.sort();
+        found.pop().expect("PostgreSQL in /usr/lib/postgresql: run `make deps`, or set PG_BIN").1
+    })
+}
+
+/// Major version of that server.
+pub fn major_version() -> u32 {
+    static VERSION: OnceLock<u32> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let text = run(Command::new(bin().join("postgres")).arg("--version"));
+        let number = text.split_whitespace().find_map(|word| word.split(['.', 'b', 'r', 'd']).next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("no version in {text:?}"))
+    })
+}
+
+/// Fills `data` with a new cluster: one initdb for the process, then copies, each with an identity of its own.
+pub fn new_cluster(data: &Path) {
+    static TEMPLATE: OnceLock<Folder> = OnceLock::new();
+    let template = TEMPLATE.get_or_init(|| {
+        let folder = Folder::new("initdb");
+        let mut initdb = Command::new(bin().join("initdb"));
+        initdb.arg("-D").arg(folder.path().join("data"));
+        initdb.args(["-U", "postgres", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync", "--no-instructions"]);
+        run(as_server_user(&mut initdb));
+        folder
+    });
+    let mut copy = Command::new("cp");
+    copy.args(["-a", "--reflink=auto"]).arg(template.path().join("data")).arg(data);
+    run(as_server_user(&mut copy));
+    new_identity(data);
+}
+
+/// Another system identifier: source and replica must not look like one cluster. The control file ends with its CRC-32C
+/// (PostgreSQL, `src/include/catalog/pg_control.h`), and `pg_resetwal` then writes WAL with the new identifier.
+fn new_identity(data: &Path) {
+    let path = data.join("global/pg_control");
+    let mut control = fs::read(&path).expect("pg_control");
+    let crc_at =
+        (64..500).find(|&at| control[at..at + 4] == crc32c::crc32c(&control[..at]).to_le_bytes()).expect("a CRC in pg_control");
+    // Like PostgreSQL's own: seconds in the upper half.
+    let old = u64::from_le_bytes(control[..8].try_into().expect("8 bytes"));
+    let new = (old & !0xffff_ffff) | u64::from(rand::random::<u32>());
+    control[..8].copy_from_slice(&new.to_le_bytes());
+    let crc = crc32c::crc32c(&control[..crc_at]);
+    control[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, control).expect("pg_control");
+    give_to_server_user(&path);
+    run(as_server_user(Command::new(bin().join("pg_resetwal")).arg("-f").arg("-D").arg(data)));
+}
