@@ -2,14 +2,31 @@
 //!
 //! Everything here panics on failure: a test that cannot get its server has failed. Whatever is started ends with the test:
 //! by `Drop`, at the process's exit, and (killed tests) by the kernel, which kills the children of a dead parent.
+//!
+//! | file | what it gives |
+//! |---|---|
+//! | `postgres` | servers: start, crash, freeze, restart, TLS, rights; `shared()` for tests that only need a database |
+//! | `daemon` | an installation of `millstream` in a folder: commands, daemons, HTTP |
+//! | `proxy` | TCP between them: stall, refuse, delay, reset, an answer lost |
+//! | `workload`, `workload_ops` | live writers by seed |
+//! | `compare` | source against replica by plain SQL |
+//! | `prefix` | a reader of the replica that checks I4 all the while |
+//! | `sql`, `wait`, `files`, `process`, `template`, `tls` | what those stand on |
 #![allow(dead_code)]
 
+pub mod compare;
+pub mod daemon;
 pub mod files;
 pub mod postgres;
+pub mod prefix;
 pub mod process;
+pub mod proxy;
 pub mod sql;
 pub mod template;
 pub mod tls;
 pub mod wait;
+pub mod workload;
+pub mod workload_ops;
 
+#[cfg(test)]
 mod selftest;
