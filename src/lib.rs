@@ -24,6 +24,7 @@
 //! | [`event`] | the event model and the record format: what the log says. No I/O |
 //! | [`queue`] | where the log waits: one narrow trait pair, the embedded queue, Kafka, and the reading rules above both |
 //! | [`capture`] | from a source database to the queue |
+//! | [`postgres`] | PostgreSQL connections: our own thin client, session settings and error table shared with sqlx |
 //! | [`apply`] | from the queue to a replica, whatever its engine |
 //! | [`replica`] | what one engine needs to be a replica: writing, ledger, its errors |
 //! | [`preflight`] | `check`, `init`, `teardown`: what must hold before a pair runs |
@@ -88,6 +89,7 @@
 #![warn(missing_docs)]
 
 pub mod apply;
+pub mod capture;
 pub mod config;
 pub mod error;
 pub mod event;

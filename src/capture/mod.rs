@@ -1,0 +1,3 @@
+//! From a source database to the queue.
+
+pub mod postgres;
