@@ -94,10 +94,11 @@ impl ServerError {
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: ", self.severity, self.sqlstate)?;
-        if self.sqlstate.starts_with("22") {
-            f.write_str(&without_quoted(&self.message))?;
-        } else {
-            f.write_str(&self.message)?;
+        match self.sqlstate.get(..2) {
+            Some("22") => f.write_str(&without_quoted(&self.message))?,
+            // RAISE: what a trigger says of a row.
+            Some("P0") => f.write_str("a function raised an exception (its message may quote the row and is left out)")?,
+            _ => f.write_str(&self.message)?,
         }
         if let Some(detail) = self.detail.as_ref().filter(|_| !self.quotes_values()) {
             write!(f, " ({detail})")?;
