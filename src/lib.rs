@@ -93,6 +93,7 @@ pub mod capture;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod failpoint;
 pub mod halt;
 pub mod postgres;
 pub mod preflight;

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::event::{Position, QueueOffset, RecordNumber};
 
+pub mod embedded;
 pub mod log;
 
 /// Counts a writer's accepted records: 1 for the first.

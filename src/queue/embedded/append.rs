@@ -1,0 +1,122 @@
+//! The writer's half on disk: recovery, batches, rolling. Blocking; [`super::writer`] runs it on a thread of its own.
+//!
+//! Progression: `open` (recovers) → `write_batch` … → `seal` when idle → `write_batch` … After an error the value is dead and is
+//! dropped: only `open` knows what is on disk.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Options;
+use super::format::{self, FRAME_HEADER, MARK, Mark, SEGMENT_HEADER, SegmentHeader};
+use super::segment::{self, CHUNK, Segment, Tail, Window};
+use super::storage::{Folder, TEMPORARY, write_all};
+use crate::error::{Context, Result};
+use crate::failpoint;
+
+/// Appends batches to a stream's last segment.
+pub(super) struct Appender {
+    folder: Arc<dyn Folder>,
+    segment: Segment,
+    /// Where the next mark goes.
+    at: u64,
+    /// Offset of the next record.
+    end: u64,
+    segment_bytes: u64,
+    buffer: Vec<u8>,
+}
+
+impl Appender {
+    /// Recovers the stream: cuts a torn tail, makes the rest durable.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Corrupt`] for damage that is no torn tail, and for a missing segment.
+    pub(super) fn open(folder: Arc<dyn Folder>, id: u64, options: &Options) -> Result<Self> {
+        for name in folder.list()? {
+            if name.strip_suffix(TEMPORARY).and_then(format::parse_segment_name).is_some() {
+                folder.remove(&name)?;
+            }
+        }
+        segment::check_chain(&*folder, id)?;
+        let segment = segment::last(&*folder, id, true)?;
+        let tail = segment.scan()?;
+        recover(&segment, tail).at(|| segment.name())?;
+        // A roll may have been killed, or have failed, before the name was durable.
+        folder.sync()?;
+        let mut this = Self { folder, segment, at: tail.at, end: tail.end, segment_bytes: options.segment_bytes, buffer: Vec::new() };
+        this.seal()?;
+        Ok(this)
+    }
+
+    /// Offset that the next record gets.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Writes records; when it returns they are durable.
+    pub(super) fn write_batch<'a>(&mut self, records: impl ExactSizeIterator<Item = &'a Bytes> + Clone) -> Result<()> {
+        let bytes: u64 = records.clone().map(|r| FRAME_HEADER + r.len() as u64).sum();
+        if self.at + MARK + bytes > self.segment_bytes && self.end > self.segment.header.first {
+            self.roll()?;
+        }
+        let mark = Mark { at: self.at, first: self.end, records: records.len() as u32, bytes: bytes as u32 };
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&mark.encode(self.segment.header.folder));
+        for (offset, record) in (self.end..).zip(records) {
+            format::put_frame(&mut self.buffer, offset, record);
+        }
+        write_all(&*self.segment.file, &self.buffer, self.at).at(|| self.segment.name())?;
+        failpoint::hit("queue.before_sync")?;
+        self.segment.file.sync_data().at(|| format!("fsync of {}", self.segment.name()))?;
+        failpoint::hit("queue.after_sync")?;
+        (self.at, self.end) = (mark.next(), mark.end());
+        Ok(())
+    }
+
+    /// Says in the file that everything is durable. Not synced itself: the next mark takes its place, or the kernel writes it.
+    pub(super) fn seal(&mut self) -> Result<()> {
+        let seal = Mark { at: self.at, first: self.end, records: 0, bytes: 0 };
+        write_all(&*self.segment.file, &seal.encode(self.segment.header.folder), self.at).at(|| self.segment.name())
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        self.seal()?;
+        self.segment.file.sync_data().at(|| format!("fsync of {}", self.segment.name()))?;
+        self.segment = create(&self.folder, self.segment.header.folder, self.end)?;
+        self.at = SEGMENT_HEADER;
+        failpoint::hit("queue.segment_rolled")
+    }
+}
+
+/// Makes an empty segment, durably: no name without a whole header.
+pub(super) fn create(folder: &Arc<dyn Folder>, id: u64, first: u64) -> Result<Segment> {
+    let name = format::segment_name(first);
+    let header = SegmentHeader { folder: id, first };
+    let temporary = format!("{name}{TEMPORARY}");
+    let file = folder.create(&temporary).at(|| name.clone())?;
+    write_all(&*file, &header.encode(), 0).at(|| name.clone())?;
+    file.sync_data().at(|| format!("fsync of {name}"))?;
+    folder.rename(&temporary, &name).at(|| name.clone())?;
+    folder.sync().at(|| format!("fsync of the folder of {name}"))?;
+    Ok(Segment { file, header })
+}
+
+/// Writes the last batch again when nothing says that it is durable: after a failed fsync the kernel may hold pages as clean
+/// that never reached the disk, and only writing them again makes the next fsync mean something.
+fn recover(segment: &Segment, tail: Tail) -> Result<()> {
+    if let Some(mark) = tail.unsealed {
+        let mut window = Window::new(segment.file.clone(), CHUNK);
+        let mut at = mark.at;
+        while at < tail.at {
+            let step = (CHUNK as u64).min(tail.at - at);
+            let bytes = window.get(at, step)?.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
+            write_all(&*segment.file, &bytes, at)?;
+            at += step;
+        }
+    }
+    if segment.file.len()? > tail.at {
+        segment.file.set_len(tail.at)?;
+    }
+    segment.file.sync_data()?;
+    Ok(())
+}
