@@ -43,7 +43,8 @@ impl Appender {
         recover(&segment, tail).at(|| segment.name())?;
         // A roll may have been killed, or have failed, before the name was durable.
         folder.sync()?;
-        let mut this = Self { folder, segment, at: tail.at, end: tail.end, segment_bytes: options.segment_bytes, buffer: Vec::new() };
+        let mut this =
+            Self { folder, segment, at: tail.at, end: tail.end, segment_bytes: options.segment_bytes, buffer: Vec::new() };
         this.seal()?;
         Ok(this)
     }

@@ -51,7 +51,9 @@ impl Place {
             let firsts = segment::list(&*folder)?;
             let outside = |what: String| Err(lost(format!("offset {from} is asked for, {what}")));
             let Some(&first) = firsts.iter().rev().find(|first| **first <= from) else {
-                return outside(firsts.first().map_or("and no segment is there".into(), |first| format!("the first kept is {first}")));
+                return outside(
+                    firsts.first().map_or("and no segment is there".into(), |first| format!("the first kept is {first}")),
+                );
             };
             // Trimmed since it was listed: look again.
             let Some(segment) = Segment::open(&*folder, id, first, false)? else { continue };
@@ -156,7 +158,9 @@ impl Place {
             let mut window = Window::new(self.segment.file.clone(), 0);
             return match self.segment.mark(&mut window, self.at)? {
                 Some(mark) if !mark.is_seal() || !later && known.durable <= self.next => Ok(Ahead::Nothing),
-                _ if Segment::open(&*self.folder, self.id, self.next, false)?.is_some_and(|s| s.header.first > self.segment.header.first) => {
+                _ if Segment::open(&*self.folder, self.id, self.next, false)?
+                    .is_some_and(|s| s.header.first > self.segment.header.first) =>
+                {
                     Ok(Ahead::Nothing)
                 }
                 _ => Err(self.segment.corrupt(self.at, self.next)),

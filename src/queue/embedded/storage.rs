@@ -72,7 +72,12 @@ pub(super) fn read_full(file: &dyn File, buffer: &mut [u8], at: u64) -> io::Resu
 }
 
 /// Writes a small file so that a crash leaves the old one or the new one.
-pub(super) fn replace(folder: &dyn Folder, name: &str, contents: &[u8], renamed: impl FnOnce() -> crate::Result<()>) -> crate::Result<()> {
+pub(super) fn replace(
+    folder: &dyn Folder,
+    name: &str,
+    contents: &[u8],
+    renamed: impl FnOnce() -> crate::Result<()>,
+) -> crate::Result<()> {
     let temporary = format!("{name}{TEMPORARY}");
     let file = folder.create(&temporary)?;
     write_all(&*file, contents, 0)?;
