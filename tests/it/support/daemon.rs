@@ -143,6 +143,13 @@ impl Site {
         serde_json::from_str(&body).ok()
     }
 
+    /// The first sample of a metric on `/metrics`.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let (_, body) = self.get("/metrics").await.ok()?;
+        let line = body.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
     /// Waits for 200 from `/readyz`.
     #[track_caller]
     pub fn ready(&self, deadline: Duration) -> impl Future<Output = ()> {

@@ -1,0 +1,50 @@
+# Millstream: the commands that people use. Each says what it does; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak fuzz bench bench-quick lint install deps
+
+QUEUE ?= embedded
+SOAK_SECONDS ?= 600
+FUZZ_SECONDS ?= 30
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## two throw-away servers, a live workload, the daemon killed again and again, both sides compared (QUEUE=kafka)
+	@tests/tools/install-deps $(if $(filter kafka,$(QUEUE)),kafka)
+	@$(if $(filter kafka,$(QUEUE)),tests/tools/install-kafka)
+	@echo "Building (the first time some minutes)"
+	@cargo build --locked --quiet --profile demo --bin millstream --example demo
+	@target/demo/examples/demo --queue $(QUEUE)
+
+test: ## format, lints, unit, property, conformance, integration and crash tests
+	@tests/tools/test
+
+soak: ## random kills for SOAK_SECONDS=600 (SOAK_SEED replays a run)
+	@tests/tools/install-deps kafka
+	@cargo test --locked --features failpoints --test it --no-run
+	SOAK_SECONDS=$(SOAK_SECONDS) cargo test --locked --features failpoints --test it -- --nocapture --test-threads 1 soak::
+
+fuzz: ## every fuzz target for FUZZ_SECONDS=30 each
+	@tests/tools/install-deps
+	@tests/tools/fuzz $(FUZZ_SECONDS)
+
+bench: ## figures against PostgreSQL's own subscription, into docs/benchmarks.md
+	@tests/tools/install-deps
+	@tests/tools/bench
+
+bench-quick: ## the same in two minutes, printed only
+	@tests/tools/install-deps
+	@tests/tools/bench --quick
+
+lint: ## format and lints only
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+install: ## binary, systemd unit, user, folders and sample configuration on this machine (DESTDIR for packages)
+	@tests/tools/install-deps
+	@cargo build --locked --release --bin millstream
+	@deploy/install
+
+deps: ## installs what building and testing needs
+	@tests/tools/install-deps kafka prometheus systemd
