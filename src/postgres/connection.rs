@@ -25,6 +25,9 @@ const READ_BYTES: usize = 256 << 10;
 /// Less free room than this is renewed before a read.
 const READ_ROOM_BYTES: usize = 64 << 10;
 
+/// An empty buffer larger than this is given back.
+const KEEP_BYTES: usize = 4 << 20;
+
 /// A connection, in any state.
 #[derive(Debug)]
 pub struct Connection {
@@ -171,6 +174,10 @@ impl Connection {
     }
 
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.is_empty() && self.input.capacity() > KEEP_BYTES {
+            // One huge row must not hold its memory for ever (I6).
+            self.input = BytesMut::new();
+        }
         if self.input.capacity() - self.input.len() < READ_ROOM_BYTES {
             self.input.reserve(READ_BYTES);
         }

@@ -1,4 +1,5 @@
 //! Capture from PostgreSQL: the replication slot's stream and pgoutput.
 
 pub mod decode;
+mod pause;
 pub mod stream;
