@@ -3,4 +3,5 @@
 //! `support` starts servers and daemons and ends them, whatever happens to the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod conformance;
 mod support;

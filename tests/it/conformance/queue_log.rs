@@ -1,0 +1,138 @@
+//! The reading rules over a real queue: part of the queue's suite (`queue.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millstream::ErrorKind;
+use millstream::event::{QueueOffset, RecordNumber};
+use millstream::halt::HaltCode;
+use millstream::queue::log::{Cursor, Entry, LogReader, LogRecord, Start};
+use millstream::queue::{Queue, QueueWriter};
+
+use super::queue::{Ground, SOON, append_all, assert_lost, new_stream};
+use super::records::{Scribe, position};
+
+/// A new stream as capture begins one: fence, two records, a schema, a progress: numbers 1 to 4.
+async fn begun(ground: &impl Ground, stream: &str) -> (Arc<dyn Queue>, Box<dyn QueueWriter>, Scribe) {
+    let (queue, mut writer) = new_stream(ground, stream).await;
+    let mut scribe = Scribe::new(77);
+    let records = [scribe.fence(1, 11), scribe.schema(1), scribe.schema(2), scribe.progress(10), scribe.progress(20)];
+    append_all(&mut writer, records).await;
+    (queue, writer, scribe)
+}
+
+/// Opens the stream at a place and reads until nothing more comes.
+async fn read_all(queue: &Arc<dyn Queue>, stream: &str, start: Start) -> Result<Vec<Entry>, millstream::Error> {
+    let mut reader = LogReader::open(queue, stream, start).await?;
+    let end = queue.bounds(stream).await?.unwrap().end;
+    let mut entries: Vec<Entry> = Vec::new();
+    loop {
+        let wait = if entries.is_empty() { SOON } else { Duration::from_millis(300) };
+        let more = reader.read(1 << 20, wait).await?;
+        let last = more.iter().rev().find_map(|e| record(e).map(|r| r.offset));
+        if more.is_empty() || last.is_some_and(|offset| offset.0 + 1 >= end.0) {
+            entries.extend(more);
+            return Ok(entries);
+        }
+        entries.extend(more);
+    }
+}
+
+fn record(entry: &Entry) -> Option<&LogRecord> {
+    match entry {
+        Entry::Record(record) => Some(record),
+        Entry::PartsVoided => None,
+    }
+}
+
+fn numbers(entries: &[Entry]) -> Vec<u64> {
+    entries.iter().filter_map(record).map(|r| r.record.header.number.0).collect()
+}
+
+fn cursor_of(entries: &[Entry], number: u64, lsn: u64) -> Cursor {
+    let found = entries.iter().filter_map(record).find(|r| r.record.header.number == RecordNumber(number));
+    found.unwrap().cursor(Some(position(lsn)))
+}
+
+/// A queue that fences its writers itself refuses the second one; then the first has to go.
+async fn another_writer(queue: &Arc<dyn Queue>, stream: &str, first: Box<dyn QueueWriter>) -> Box<dyn QueueWriter> {
+    match queue.writer(stream).await {
+        Err(error) if error.kind() == ErrorKind::Held => {
+            drop(first);
+            queue.writer(stream).await.unwrap()
+        }
+        other => other.unwrap(),
+    }
+}
+
+pub async fn a_stale_writers_records_are_void(ground: &impl Ground, stream: &str) {
+    let (queue, mut writer, mut scribe) = begun(ground, stream).await;
+    append_all(&mut writer, [scribe.part(30, 0, false)]).await;
+    let mut zombie = scribe.clone();
+    scribe.header.number = RecordNumber(5);
+    let mut newer = another_writer(&queue, stream, writer).await;
+    let records: Vec<Bytes> =
+        vec![scribe.fence(2, 22), zombie.part(30, 1, true), scribe.schema(1), zombie.progress(40), zombie.fence(2, 99)];
+    append_all(&mut newer, records).await;
+    append_all(&mut newer, [zombie.progress(50), scribe.progress(30)]).await;
+    let entries = read_all(&queue, stream, Start::First).await.unwrap();
+    assert_eq!(numbers(&entries), [0, 1, 2, 3, 4, 5, 0, 5, 6]);
+    assert_eq!(entries.iter().position(|e| *e == Entry::PartsVoided), Some(6));
+}
+
+pub async fn a_cursor_resumes_at_its_record(ground: &impl Ground, stream: &str) {
+    let (queue, mut writer, mut scribe) = begun(ground, stream).await;
+    append_all(&mut writer, [scribe.transactions(&[30, 40, 50]), scribe.progress(60)]).await;
+    let entries = read_all(&queue, stream, Start::First).await.unwrap();
+    assert_eq!(numbers(&entries), [0, 1, 2, 3, 4, 5, 6]);
+    let cursor = cursor_of(&entries, 5, 40);
+    drop(writer);
+    let queue = ground.open().await;
+    let resumed = read_all(&queue, stream, Start::After(cursor.clone())).await.unwrap();
+    assert_eq!(numbers(&resumed), [1, 2, 5, 6], "schemas, the record that was taken in part, the rest");
+    let json = serde_json::to_string(&cursor).unwrap();
+    assert_eq!(serde_json::from_str::<Cursor>(&json).unwrap(), cursor, "the ledger keeps it as JSON");
+    let at_end = read_all(&queue, stream, Start::After(cursor_of(&entries, 6, 60))).await.unwrap();
+    assert_eq!(numbers(&at_end), [1, 2, 6]);
+}
+
+pub async fn a_cursor_that_does_not_match_is_lost(ground: &impl Ground, stream: &str) {
+    let (queue, mut writer, mut scribe) = begun(ground, stream).await;
+    append_all(&mut writer, [scribe.progress(30), scribe.progress(40)]).await;
+    let entries = read_all(&queue, stream, Start::First).await.unwrap();
+    let cursor = cursor_of(&entries, 4, 20);
+    let wrong = [
+        Cursor { number: RecordNumber(3), ..cursor.clone() },
+        Cursor { nonce: millstream::event::Nonce(12), ..cursor.clone() },
+        Cursor { stream: millstream::event::StreamId(78), ..cursor.clone() },
+        Cursor { offset: entries.iter().filter_map(record).next().unwrap().offset, ..cursor.clone() },
+        Cursor {
+            offset: QueueOffset(cursor.offset.0 + 1_000),
+            base_offset: QueueOffset(cursor.offset.0 + 1_000),
+            ..cursor.clone()
+        },
+    ];
+    for cursor in wrong {
+        assert_lost(read_all(&queue, stream, Start::After(cursor)).await);
+    }
+    read_all(&queue, stream, Start::After(cursor.clone())).await.unwrap();
+    // The stream was made anew, with more records than the cursor is far.
+    drop(writer);
+    queue.destroy(stream).await.unwrap();
+    let mut other = Scribe::new(78);
+    queue.create(stream).await.unwrap();
+    let mut writer = queue.writer(stream).await.unwrap();
+    let mut records = vec![other.fence(1, 11)];
+    records.extend((0..10).map(|n| other.progress(n)));
+    append_all(&mut writer, records).await;
+    assert_lost(read_all(&queue, stream, Start::After(cursor)).await);
+}
+
+pub async fn a_gap_in_the_numbers_halts(ground: &impl Ground, stream: &str) {
+    let (queue, mut writer, mut scribe) = begun(ground, stream).await;
+    scribe.header.number = RecordNumber(6);
+    append_all(&mut writer, [scribe.progress(30)]).await;
+    let error = read_all(&queue, stream, Start::First).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Halt(HaltCode::QueueGap), "{error:?}");
+}
