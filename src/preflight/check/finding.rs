@@ -1,0 +1,218 @@
+//! What a check found: what is wrong, why it matters, and the exact statement or setting that mends it.
+
+use serde::Serialize;
+
+/// How a finding bears on the verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Works, but somebody will be sorry later. Exit code 0, or 1 with `--strict`.
+    Warning,
+    /// Could not be looked at. Exit code 3 unless something is wrong as well.
+    Unknown,
+    /// Will not work, or would lose or damage something. Exit code 1.
+    Error,
+}
+
+impl Severity {
+    /// Six letters at most, for a table.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warn",
+            Self::Unknown => "?",
+            Self::Error => "ERROR",
+        }
+    }
+}
+
+/// Where a remedy is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// SQL on the source database.
+    SourceSql,
+    /// SQL on the replica database.
+    ReplicaSql,
+    /// A line of `pg_hba.conf` on the source's server, then a reload.
+    SourceHba,
+    /// A line of `pg_hba.conf` on the replica's server, then a reload.
+    ReplicaHba,
+    /// A shell command.
+    Shell,
+    /// A key of Millstream's configuration.
+    Configuration,
+    /// Something that only a person can decide or do.
+    Person,
+}
+
+/// What mends a finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Remedy {
+    /// Where.
+    pub place: Place,
+    /// Statements, lines, commands: exactly as they are to be given.
+    pub steps: Vec<String>,
+    /// The server must be restarted after that.
+    pub restart: bool,
+}
+
+impl Remedy {
+    /// SQL to run on one side.
+    #[must_use]
+    pub fn sql(side: Side, statement: impl Into<String>) -> Self {
+        let place = match side {
+            Side::Source => Place::SourceSql,
+            Side::Replica | Side::Queue => Place::ReplicaSql,
+        };
+        Self { place, steps: vec![statement.into()], restart: false }
+    }
+
+    /// A remedy elsewhere.
+    #[must_use]
+    pub fn at(place: Place, step: impl Into<String>) -> Self {
+        Self { place, steps: vec![step.into()], restart: false }
+    }
+
+    /// The same, with a restart of the server behind it.
+    #[must_use]
+    pub fn and_restart(mut self) -> Self {
+        self.restart = true;
+        self
+    }
+}
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// The captured database.
+    Source,
+    /// Where the log waits.
+    Queue,
+    /// The database applied to.
+    Replica,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Stable name of the check, such as `wal_level`.
+    pub check: &'static str,
+    /// Where.
+    pub side: Side,
+    /// Name of the source, queue or replica in the configuration.
+    pub name: String,
+    /// Table, role or setting that it is about, where there is one.
+    pub object: Option<String>,
+    /// How bad.
+    pub severity: Severity,
+    /// What is so.
+    pub what: String,
+    /// Why it matters; empty when all is well.
+    pub why: String,
+    /// What mends it.
+    pub remedy: Option<Remedy>,
+}
+
+/// Collects the findings about one side.
+#[derive(Debug)]
+pub struct Findings {
+    side: Side,
+    name: String,
+    list: Vec<Finding>,
+    extensions: Vec<(String, String)>,
+}
+
+impl Findings {
+    /// For one source, queue or replica.
+    pub fn new(side: Side, name: impl Into<String>) -> Self {
+        Self { side, name: name.into(), list: Vec::new(), extensions: Vec::new() }
+    }
+
+    /// Which side.
+    #[must_use]
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// All is well with this.
+    pub fn ok(&mut self, check: &'static str, what: impl Into<String>) {
+        self.push(check, Severity::Ok, what.into(), String::new(), None);
+    }
+
+    /// Works, but.
+    pub fn warn(&mut self, check: &'static str, what: impl Into<String>, why: impl Into<String>, remedy: Option<Remedy>) {
+        self.push(check, Severity::Warning, what.into(), why.into(), remedy);
+    }
+
+    /// Does not work.
+    pub fn error(&mut self, check: &'static str, what: impl Into<String>, why: impl Into<String>, remedy: Option<Remedy>) {
+        self.push(check, Severity::Error, what.into(), why.into(), remedy);
+    }
+
+    /// Could not be looked at.
+    pub fn unknown(&mut self, check: &'static str, what: impl Into<String>, why: impl Into<String>, remedy: Option<Remedy>) {
+        self.push(check, Severity::Unknown, what.into(), why.into(), remedy);
+    }
+
+    /// Says what the last finding is about.
+    pub fn about(&mut self, object: impl Into<String>) {
+        if let Some(last) = self.list.last_mut() {
+            last.object = Some(object.into());
+        }
+    }
+
+    /// How many findings so far are not fine.
+    #[must_use]
+    pub fn problems(&self) -> usize {
+        self.list.iter().filter(|f| f.severity != Severity::Ok).count()
+    }
+
+    /// Notes that tables use a type which an extension brings: the replicas are asked for it later.
+    pub fn needs_extension(&mut self, extension: String, type_name: String) {
+        self.extensions.push((extension, type_name));
+    }
+
+    /// Extensions that tables need: name, and a type that it brings.
+    #[must_use]
+    pub fn extensions(&self) -> &[(String, String)] {
+        &self.extensions
+    }
+
+    /// The findings.
+    #[must_use]
+    pub fn into_list(self) -> Vec<Finding> {
+        self.list
+    }
+
+    fn push(&mut self, check: &'static str, severity: Severity, what: String, why: String, remedy: Option<Remedy>) {
+        self.list.push(Finding { check, side: self.side, name: self.name.clone(), object: None, severity, what, why, remedy });
+    }
+}
+
+/// All findings and the verdict over them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of this JSON shape.
+    pub version: u32,
+    /// Everything that was looked at.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// Worst first matters for the verdict: an error, else something unknown, else a warning, else fine.
+    #[must_use]
+    pub fn worst(&self) -> Severity {
+        self.findings.iter().map(|f| f.severity).max().unwrap_or(Severity::Ok)
+    }
+
+    /// How many findings have a severity.
+    #[must_use]
+    pub fn count(&self, severity: Severity) -> usize {
+        self.findings.iter().filter(|f| f.severity == severity).count()
+    }
+}

@@ -1,0 +1,170 @@
+//! What each captured table must have: a replica identity, the rights to read it, types that a replica can have.
+
+use sqlx::{PgConnection, Row};
+
+use super::finding::{Findings, Place, Remedy, Side};
+use super::server::{ServerFacts, quote};
+use crate::config::SourceConfig;
+use crate::error::Result;
+use crate::preflight::tables::TableFilter;
+
+/// Copy speed assumed for the estimate of a table that must be read in one go, bytes per second.
+const ASSUMED_COPY_BYTES_PER_SECOND: i64 = 30 << 20;
+
+/// What the catalog says of one table.
+struct Candidate {
+    schema: String,
+    name: String,
+    identity: String,
+    has_primary_key: bool,
+    identity_index_ok: bool,
+    unlogged: bool,
+    may_select: bool,
+    schema_usage: bool,
+    owned: bool,
+    hidden_rows: bool,
+    bytes: i64,
+    deferrable_key: Option<String>,
+}
+
+impl Candidate {
+    fn sql_name(&self) -> String {
+        format!("{}.{}", quote(&self.schema), quote(&self.name))
+    }
+}
+
+/// Ordinary tables and leaves of partitioned ones. `pg_index.indimmediate` is false for a deferrable constraint's index, which
+/// cannot be a replica identity (PostgreSQL source, relcache.c, `RelationGetIndexList`).
+const CANDIDATES: &str = "\
+SELECT n.nspname::text, c.relname::text, c.relreplident::text, \
+ EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid), \
+ EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid), \
+ c.relpersistence = 'u', has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(n.oid, 'USAGE'), \
+ pg_has_role(c.relowner, 'USAGE'), \
+ c.relrowsecurity AND NOT (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user) \
+  AND (c.relforcerowsecurity OR NOT pg_has_role(c.relowner, 'USAGE')), \
+ pg_table_size(c.oid), \
+ (SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate) \
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'millstream') \
+ORDER BY 1, 2";
+
+/// Checks every table that the source's patterns pick.
+pub(super) async fn check(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection, facts: &ServerFacts) -> Result<()> {
+    let filter = TableFilter::new(&source.tables)?;
+    let mut picked = Vec::new();
+    for row in sqlx::query(CANDIDATES).fetch_all(&mut *connection).await? {
+        let table = Candidate {
+            schema: row.get(0),
+            name: row.get(1),
+            identity: row.get(2),
+            has_primary_key: row.get(3),
+            identity_index_ok: row.get(4),
+            unlogged: row.get(5),
+            may_select: row.get(6),
+            schema_usage: row.get(7),
+            owned: row.get(8),
+            hidden_rows: row.get(9),
+            bytes: row.get(10),
+            deferrable_key: row.get(11),
+        };
+        if filter.matches(&table.schema, &table.name) {
+            picked.push(table);
+        }
+    }
+    if picked.is_empty() {
+        let remedy = Remedy::at(Place::Configuration, format!("source.{}.tables: name tables that exist, as \"schema.table\" or \"schema.*\"", source.name));
+        findings.error("tables", format!("no table matches {:?}", source.tables), "there is nothing to replicate", Some(remedy));
+        return Ok(());
+    }
+    let before = findings.problems();
+    for table in &picked {
+        judge_identity(findings, table);
+        judge_rights(findings, table, facts);
+    }
+    foreign_types(findings, connection, &picked).await?;
+    if findings.problems() == before {
+        let bytes: i64 = picked.iter().map(|t| t.bytes).sum();
+        findings.ok("tables", format!("{} tables, {} MB, each with a key and readable", picked.len(), bytes >> 20));
+    }
+    Ok(())
+}
+
+fn judge_identity(findings: &mut Findings, table: &Candidate) {
+    let name = format!("{}.{}", table.schema, table.name);
+    if table.unlogged {
+        let remedy = Remedy::sql(Side::Source, format!("ALTER TABLE {} SET LOGGED", table.sql_name()));
+        findings.warn("unlogged", "the table is unlogged: its changes are not in the WAL", "it is not captured", Some(remedy));
+        findings.about(name);
+        return;
+    }
+    let usable = match table.identity.as_str() {
+        "d" => table.has_primary_key,
+        "i" => table.identity_index_ok,
+        "f" => true,
+        _ => false,
+    };
+    if !usable {
+        let (what, statement) = match &table.deferrable_key {
+            Some(key) => (format!("its primary key {key} is deferrable and cannot be its replica identity"), "REPLICA IDENTITY FULL"),
+            None if table.has_primary_key => ("its replica identity is not usable".to_owned(), "REPLICA IDENTITY DEFAULT"),
+            None => ("it has no primary key and no replica identity".to_owned(), "REPLICA IDENTITY FULL"),
+        };
+        let remedy = Remedy::sql(Side::Source, format!("ALTER TABLE {} {statement}", table.sql_name()));
+        findings.error("replica_identity", what, "publishing it would make the application's UPDATE and DELETE fail, so it is refused", Some(remedy));
+        findings.about(name);
+    } else if table.identity == "f" && !table.has_primary_key {
+        let seconds = table.bytes / ASSUMED_COPY_BYTES_PER_SECOND;
+        let what = format!("it has no key; rows are matched whole, and it is copied under one snapshot (about {seconds} s)");
+        let remedy = Remedy::at(Place::Person, format!("if its rows have a key: ALTER TABLE {} ADD PRIMARY KEY (…)", table.sql_name()));
+        findings.warn("no_key", what, "an update or delete searches the whole table on the replica; a long snapshot holds back vacuum", Some(remedy));
+        findings.about(name);
+    }
+}
+
+fn judge_rights(findings: &mut Findings, table: &Candidate, facts: &ServerFacts) {
+    let name = format!("{}.{}", table.schema, table.name);
+    let role = quote(&facts.role);
+    if !table.schema_usage {
+        let remedy = Remedy::sql(Side::Source, format!("GRANT USAGE ON SCHEMA {} TO {role}", quote(&table.schema)));
+        findings.error("schema_right", format!("role {} may not look into schema {}", facts.role, table.schema), "the first copy reads the tables in it", Some(remedy));
+        findings.about(name.clone());
+    }
+    if !table.may_select {
+        let remedy = Remedy::sql(Side::Source, format!("GRANT SELECT ON {} TO {role}", table.sql_name()));
+        findings.error("select_right", format!("role {} may not read it", facts.role), "the first copy reads it", Some(remedy));
+        findings.about(name.clone());
+    }
+    if !table.owned && !facts.superuser {
+        let remedy = Remedy::sql(Side::Source, format!("ALTER TABLE {} OWNER TO {role}", table.sql_name()));
+        let why = "PostgreSQL lets only a table's owner (or a member of the owning role) publish it; GRANT the owning role instead if the owner is to stay";
+        findings.error("owner", format!("role {} does not own it", facts.role), why, Some(remedy));
+        findings.about(name.clone());
+    }
+    if table.hidden_rows {
+        let remedy = Remedy::sql(Side::Source, format!("ALTER ROLE {role} BYPASSRLS"));
+        findings.error("row_security", "row security would hide rows from the first copy", "the replica would lack them", Some(remedy));
+        findings.about(name);
+    }
+}
+
+/// Types that come from an extension must be there on the replica too; init makes enums, domains and composites itself.
+async fn foreign_types(findings: &mut Findings, connection: &mut PgConnection, picked: &[Candidate]) -> Result<()> {
+    let schemas: Vec<&str> = picked.iter().map(|t| t.schema.as_str()).collect();
+    let names: Vec<&str> = picked.iter().map(|t| t.name.as_str()).collect();
+    let rows = sqlx::query(
+        "SELECT DISTINCT e.extname::text, format_type(t.oid, NULL) FROM unnest($1::text[], $2::text[]) p(s, r) \
+         JOIN pg_namespace n ON n.nspname = p.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.r \
+         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         JOIN pg_type t0 ON t0.oid = a.atttypid JOIN pg_type t ON t.oid = CASE WHEN t0.typelem <> 0 AND t0.typlen = -1 THEN t0.typelem ELSE t0.oid END \
+         JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e' JOIN pg_extension e ON e.oid = d.refobjid ORDER BY 1, 2",
+    )
+    .bind(schemas)
+    .bind(names)
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        findings.needs_extension(row.get(0), row.get(1));
+    }
+    Ok(())
+}
