@@ -1,3 +1,4 @@
 //! What must hold before a pair runs: `check`, `init`, `teardown`.
 
+pub mod check;
 pub mod tables;

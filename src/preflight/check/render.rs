@@ -31,7 +31,12 @@ pub fn table(report: &Report) -> String {
 }
 
 fn verdict(report: &Report) -> String {
-    let counts = [(Severity::Error, "wrong"), (Severity::Unknown, "could not be checked"), (Severity::Warning, "to think about"), (Severity::Ok, "fine")];
+    let counts = [
+        (Severity::Error, "wrong"),
+        (Severity::Unknown, "could not be checked"),
+        (Severity::Warning, "to think about"),
+        (Severity::Ok, "fine"),
+    ];
     let parts = counts.iter().map(|(severity, word)| (report.count(*severity), word)).filter(|(n, _)| *n > 0);
     parts.map(|(n, word)| format!("{n} {word}")).collect::<Vec<_>>().join(", ")
 }

@@ -3,10 +3,12 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
-use super::server::{self, ServerFacts, quote};
 use super::replica_tables;
+use super::server::{self, ServerFacts};
 use crate::config::ReplicaConfig;
-use crate::error::{Context, Result};
+use crate::error::{Error, Result};
+use crate::postgres::sql::{self, quote_ident as quote};
+use crate::preflight::tables::TablePatterns;
 
 /// What the source's checks leave for a replica to answer.
 pub struct SourceSide<'a> {
@@ -30,23 +32,42 @@ pub async fn check(replica: &ReplicaConfig, source: &SourceSide<'_>) -> Findings
     findings
 }
 
-async fn look(findings: &mut Findings, replica: &ReplicaConfig, source: &SourceSide<'_>, connection: &mut PgConnection) -> Result<()> {
-    let facts = server::facts(findings, connection).await.at(|| "server facts")?;
-    server::pooler(findings, &replica.connect).await.at(|| "pooler")?;
+fn sql_error(error: sqlx::Error) -> Error {
+    sql::classify(error, sql::Side::Replica)
+}
+
+async fn look(
+    findings: &mut Findings,
+    replica: &ReplicaConfig,
+    source: &SourceSide<'_>,
+    connection: &mut PgConnection,
+) -> Result<()> {
+    let facts = server::facts(findings, connection).await.map_err(sql_error)?;
+    server::pooler(findings, &replica.connect).await?;
     same_database(findings, source, &facts);
     encoding(findings, source, &facts);
-    let initialized: bool = sqlx::query_scalar("SELECT to_regclass('millstream.replica') IS NOT NULL").fetch_one(&mut *connection).await?;
-    ledger_right(findings, connection, &facts, initialized).await.at(|| "rights")?;
-    let replica_role = replication_role(findings, connection, &facts).await.at(|| "session_replication_role")?;
-    extensions(findings, connection, source).await.at(|| "extensions")?;
-    replica_tables::check(findings, connection, source, &facts, replica_role, initialized).await.at(|| "tables")
+    let initialized: bool =
+        sqlx::query_scalar("SELECT to_regclass('millstream.replica') IS NOT NULL").fetch_one(&mut *connection).await?;
+    ledger_right(findings, connection, &facts, initialized).await.map_err(sql_error)?;
+    let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
+    extensions(findings, connection, source).await.map_err(sql_error)?;
+    let patterns = TablePatterns::parse(source.tables)?;
+    let context = replica_tables::Context { facts: &facts, replica_role, initialized };
+    replica_tables::check(findings, connection, &patterns, &context).await.map_err(sql_error)
 }
 
 fn same_database(findings: &mut Findings, source: &SourceSide<'_>, facts: &ServerFacts) {
-    let same = source.facts.is_some_and(|s| s.system_identifier.is_some() && s.system_identifier == facts.system_identifier && s.database == facts.database);
+    let same = source.facts.is_some_and(|s| {
+        s.system_identifier.is_some() && s.system_identifier == facts.system_identifier && s.database == facts.database
+    });
     if same {
         let remedy = Remedy::at(Place::Configuration, "url: name another database");
-        findings.error("same_database", "source and replica are the same database", "every change would be applied to itself", Some(remedy));
+        findings.error(
+            "same_database",
+            "source and replica are the same database",
+            "every change would be applied to itself",
+            Some(remedy),
+        );
     }
 }
 
@@ -54,26 +75,40 @@ fn encoding(findings: &mut Findings, source: &SourceSide<'_>, facts: &ServerFact
     match source.facts.map(|s| s.encoding.as_str()) {
         Some(theirs) if theirs != facts.encoding && facts.encoding != "UTF8" => {
             let why = "a character that the replica's encoding lacks halts the replica";
-            let remedy = Remedy::at(Place::Person, format!("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0", quote(&facts.database)));
+            let remedy = Remedy::at(
+                Place::Person,
+                format!("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0", quote(&facts.database)),
+            );
             findings.warn("encoding", format!("{} here, {theirs} on the source", facts.encoding), why, Some(remedy));
         }
         _ => findings.ok("encoding", facts.encoding.clone()),
     }
 }
 
-async fn ledger_right(findings: &mut Findings, connection: &mut PgConnection, facts: &ServerFacts, initialized: bool) -> Result<()> {
-    let may: bool = sqlx::query_scalar("SELECT has_database_privilege(current_database(), 'CREATE')").fetch_one(connection).await?;
+async fn ledger_right(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    facts: &ServerFacts,
+    initialized: bool,
+) -> sqlx::Result<()> {
+    let may: bool =
+        sqlx::query_scalar("SELECT has_database_privilege(current_database(), 'CREATE')").fetch_one(connection).await?;
     if may || initialized {
         findings.ok("ledger_right", if initialized { "the ledger is there" } else { "may make the ledger's schema" });
     } else {
         let statement = format!("GRANT CREATE ON DATABASE {} TO {}", quote(&facts.database), quote(&facts.role));
-        findings.error("ledger_right", format!("role {} may not create schema millstream", facts.role), "the ledger lives in it", Some(Remedy::sql(Side::Replica, statement)));
+        findings.error(
+            "ledger_right",
+            format!("role {} may not create schema millstream", facts.role),
+            "the ledger lives in it",
+            Some(Remedy::sql(Side::Replica, statement)),
+        );
     }
     Ok(())
 }
 
 /// True when applying may switch the replica's own triggers and foreign keys off.
-async fn replication_role(findings: &mut Findings, connection: &mut PgConnection, facts: &ServerFacts) -> Result<bool> {
+async fn replication_role(findings: &mut Findings, connection: &mut PgConnection, facts: &ServerFacts) -> sqlx::Result<bool> {
     let attempt = sqlx::query("SET session_replication_role = replica").execute(&mut *connection).await;
     if attempt.is_ok() {
         sqlx::query("RESET session_replication_role").execute(connection).await?;
@@ -90,13 +125,18 @@ async fn replication_role(findings: &mut Findings, connection: &mut PgConnection
     Ok(false)
 }
 
-async fn extensions(findings: &mut Findings, connection: &mut PgConnection, source: &SourceSide<'_>) -> Result<()> {
+async fn extensions(findings: &mut Findings, connection: &mut PgConnection, source: &SourceSide<'_>) -> sqlx::Result<()> {
     let have: Vec<String> = sqlx::query_scalar("SELECT extname::text FROM pg_extension").fetch_all(connection).await?;
     let mut missing: Vec<_> = source.extensions.iter().filter(|(name, _)| !have.contains(name)).collect();
     missing.dedup_by(|a, b| a.0 == b.0);
     for (name, type_name) in missing {
         let remedy = Remedy::sql(Side::Replica, format!("CREATE EXTENSION {}", quote(name)));
-        findings.error("extension", format!("type {type_name} needs extension {name}, which is not here"), "its tables cannot be made", Some(remedy));
+        findings.error(
+            "extension",
+            format!("type {type_name} needs extension {name}, which is not here"),
+            "its tables cannot be made",
+            Some(remedy),
+        );
         findings.about(name.clone());
     }
     Ok(())

@@ -3,10 +3,10 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
-use super::replica::SourceSide;
-use super::server::{ServerFacts, quote};
-use crate::error::Result;
-use crate::preflight::tables::TableFilter;
+use super::server::ServerFacts;
+use crate::event::TableName;
+use crate::postgres::sql::quote_ident as quote;
+use crate::preflight::tables::TablePatterns;
 
 const TABLES: &str = "\
 SELECT c.oid::int8, n.nspname::text, c.relname::text, \
@@ -15,6 +15,16 @@ SELECT c.oid::int8, n.nspname::text, c.relname::text, \
  c.relrowsecurity AND NOT (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user) AND NOT pg_has_role(c.relowner, 'USAGE') \
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'millstream') ORDER BY 2, 3";
+
+/// What is known of the replica by now.
+pub(super) struct Context<'a> {
+    /// The server and our role there.
+    pub(super) facts: &'a ServerFacts,
+    /// `session_replication_role` may be set.
+    pub(super) replica_role: bool,
+    /// `init` has made the ledger: rows in tables are ours.
+    pub(super) initialized: bool,
+}
 
 struct ReplicaTable {
     oid: i64,
@@ -26,30 +36,43 @@ struct ReplicaTable {
 pub(super) async fn check(
     findings: &mut Findings,
     connection: &mut PgConnection,
-    source: &SourceSide<'_>,
-    facts: &ServerFacts,
-    replica_role: bool,
-    initialized: bool,
-) -> Result<()> {
-    let filter = TableFilter::new(source.tables)?;
+    patterns: &TablePatterns,
+    context: &Context<'_>,
+) -> sqlx::Result<()> {
+    let Context { facts, replica_role, initialized } = *context;
     let before = findings.problems();
     let mut count = 0;
     for row in sqlx::query(TABLES).fetch_all(&mut *connection).await? {
         let (schema, name): (String, String) = (row.get(1), row.get(2));
-        if !filter.matches(&schema, &name) {
+        if !patterns.matches(&TableName::new(&schema, &name)) {
             continue;
         }
         count += 1;
-        let table = ReplicaTable { oid: row.get(0), label: format!("{schema}.{name}"), sql_name: format!("{}.{}", quote(&schema), quote(&name)) };
+        let table = ReplicaTable {
+            oid: row.get(0),
+            label: format!("{schema}.{name}"),
+            sql_name: format!("{}.{}", quote(&schema), quote(&name)),
+        };
         if !row.get::<bool, _>(3) {
-            let statement = format!("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {} TO {}", table.sql_name, quote(&facts.role));
-            findings.error("table_right", format!("role {} may not write it", facts.role), "changes are applied under this role", Some(Remedy::sql(Side::Replica, statement)));
+            let statement =
+                format!("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {} TO {}", table.sql_name, quote(&facts.role));
+            findings.error(
+                "table_right",
+                format!("role {} may not write it", facts.role),
+                "changes are applied under this role",
+                Some(Remedy::sql(Side::Replica, statement)),
+            );
             findings.about(&table.label);
             continue;
         }
         if row.get::<bool, _>(4) {
             let statement = format!("ALTER ROLE {} BYPASSRLS", quote(&facts.role));
-            findings.error("row_security", "row security would refuse or hide rows", "updates would meet no row", Some(Remedy::sql(Side::Replica, statement)));
+            findings.error(
+                "row_security",
+                "row security would refuse or hide rows",
+                "updates would meet no row",
+                Some(Remedy::sql(Side::Replica, statement)),
+            );
             findings.about(&table.label);
         }
         if !initialized {
@@ -59,12 +82,15 @@ pub(super) async fn check(
         constraints(findings, connection, &table, replica_role).await?;
     }
     if findings.problems() == before {
-        findings.ok("tables", if count == 0 { "none yet; init makes them".to_owned() } else { format!("{count} tables, nothing fires or refuses") });
+        findings.ok(
+            "tables",
+            if count == 0 { "none yet; init makes them".to_owned() } else { format!("{count} tables, nothing fires or refuses") },
+        );
     }
     Ok(())
 }
 
-async fn rows_inside(findings: &mut Findings, connection: &mut PgConnection, table: &ReplicaTable) -> Result<()> {
+async fn rows_inside(findings: &mut Findings, connection: &mut PgConnection, table: &ReplicaTable) -> sqlx::Result<()> {
     let statement = format!("SELECT EXISTS (SELECT FROM {})", table.sql_name);
     let any: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_one(connection).await?;
     if any {
@@ -77,24 +103,41 @@ async fn rows_inside(findings: &mut Findings, connection: &mut PgConnection, tab
 }
 
 /// `pg_trigger.tgenabled`: O fires in sessions of role origin, R of role replica, A in both (PostgreSQL documentation, "pg_trigger").
-async fn triggers(findings: &mut Findings, connection: &mut PgConnection, table: &ReplicaTable, replica_role: bool) -> Result<()> {
-    let rows = sqlx::query("SELECT tgname::text, tgenabled::text FROM pg_trigger WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled <> 'D'")
-        .bind(table.oid)
-        .fetch_all(connection)
-        .await?;
+async fn triggers(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    table: &ReplicaTable,
+    replica_role: bool,
+) -> sqlx::Result<()> {
+    let rows = sqlx::query(
+        "SELECT tgname::text, tgenabled::text FROM pg_trigger WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled <> 'D'",
+    )
+    .bind(table.oid)
+    .fetch_all(connection)
+    .await?;
     for row in rows {
         let (name, enabled): (String, String) = (row.get(0), row.get(1));
         let fires = enabled == "A" || enabled == "R" || !replica_role;
         if fires {
             let remedy = Remedy::sql(Side::Replica, format!("ALTER TABLE {} DISABLE TRIGGER {}", table.sql_name, quote(&name)));
-            findings.warn("trigger", format!("trigger {name} fires on what is applied"), "what it writes is not in the source, and runs with the rights of the applying role", Some(remedy));
+            findings.warn(
+                "trigger",
+                format!("trigger {name} fires on what is applied"),
+                "what it writes is not in the source, and runs with the rights of the applying role",
+                Some(remedy),
+            );
             findings.about(&table.label);
         }
     }
     Ok(())
 }
 
-async fn constraints(findings: &mut Findings, connection: &mut PgConnection, table: &ReplicaTable, replica_role: bool) -> Result<()> {
+async fn constraints(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    table: &ReplicaTable,
+    replica_role: bool,
+) -> sqlx::Result<()> {
     let rows = sqlx::query(
         "SELECT conname::text, contype::text, condeferrable, (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = conrelid AND NOT t.tgisinternal AND t.tgenabled <> 'D') \
          FROM pg_constraint WHERE conrelid = $1::oid",
@@ -103,7 +146,8 @@ async fn constraints(findings: &mut Findings, connection: &mut PgConnection, tab
     .fetch_all(connection)
     .await?;
     for row in rows {
-        let (name, kind, deferrable, user_triggers): (String, String, bool, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let (name, kind, deferrable, user_triggers): (String, String, bool, i64) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
         let drop = Remedy::sql(Side::Replica, format!("ALTER TABLE {} DROP CONSTRAINT {}", table.sql_name, quote(&name)));
         match kind.as_str() {
             "p" | "u" if deferrable && user_triggers > 0 => {
@@ -111,10 +155,20 @@ async fn constraints(findings: &mut Findings, connection: &mut PgConnection, tab
                 let remedy = Remedy::sql(Side::Replica, format!("ALTER TABLE {} DISABLE TRIGGER USER", table.sql_name));
                 findings.error("deferrable", format!("key {name} is deferrable and the table has triggers"), why, Some(remedy));
             }
-            "x" => findings.warn("exclusion", format!("exclusion constraint {name}"), "changes of this table are applied row by row", Some(drop)),
+            "x" => findings.warn(
+                "exclusion",
+                format!("exclusion constraint {name}"),
+                "changes of this table are applied row by row",
+                Some(drop),
+            ),
             "f" if !replica_role => {
                 let remedy = Remedy::at(Place::Person, "let the role set session_replication_role, as above");
-                findings.warn("foreign_key", format!("foreign key {name} is checked on what is applied"), "a row whose parent is not captured halts the replica", Some(remedy));
+                findings.warn(
+                    "foreign_key",
+                    format!("foreign key {name} is checked on what is applied"),
+                    "a row whose parent is not captured halts the replica",
+                    Some(remedy),
+                );
             }
             _ => continue,
         }

@@ -8,6 +8,7 @@ use sqlx::{Connection, PgConnection, Row};
 use super::finding::{Findings, Place, Remedy, Side};
 use crate::config::{PgConnect, PgHost};
 use crate::error::{Error, Result};
+use crate::postgres::sql::{self, quote_ident as quote};
 use crate::postgres::{Mode, PgClient};
 
 /// Major versions that the test suite has run on.
@@ -39,7 +40,7 @@ pub struct ServerFacts {
 /// # Errors
 /// None: what fails is a finding. `None` means that nothing else can be looked at.
 pub async fn connect(findings: &mut Findings, target: &PgConnect) -> Option<PgConnection> {
-    match PgConnection::connect_with(&target.sqlx_options()).await {
+    match PgConnection::connect_with(&sql::options(target, "millstream check")).await {
         Ok(connection) => {
             findings.ok("connect", format!("{} as {}", place(target), target.user));
             Some(connection)
@@ -69,12 +70,20 @@ async fn explain_refusal(findings: &mut Findings, target: &PgConnect, error: &sq
             "connect",
             format!("the password of role {} is refused", target.user),
             "nothing works without it",
-            Some(Remedy::sql(findings.side(), format!("ALTER ROLE {} PASSWORD '…the one in password_file…'", quote(&target.user)))),
+            Some(Remedy::sql(
+                findings.side(),
+                format!("ALTER ROLE {} PASSWORD '…the one in password_file…'", quote(&target.user)),
+            )),
         ),
         "28000" => {
             let line = hba_line(target).await;
             let place = if findings.side() == Side::Replica { Place::ReplicaHba } else { Place::SourceHba };
-            findings.error("connect", said, format!("the server lets this role in only by a line of its pg_hba.conf; {admin}"), Some(Remedy::at(place, line)));
+            findings.error(
+                "connect",
+                said,
+                format!("the server lets this role in only by a line of its pg_hba.conf; {admin}"),
+                Some(Remedy::at(place, line)),
+            );
         }
         "3D000" => findings.error(
             "connect",
@@ -93,7 +102,10 @@ async fn explain_refusal(findings: &mut Findings, target: &PgConnect, error: &sq
             "connect",
             format!("cannot reach {}: {said}", place(target)),
             "nothing else could be looked at",
-            Some(Remedy::at(Place::Person, "see that the server runs, that host and port in url are right, and that no firewall is between")),
+            Some(Remedy::at(
+                Place::Person,
+                "see that the server runs, that host and port in url are right, and that no firewall is between",
+            )),
         ),
     }
 }
@@ -110,7 +122,11 @@ async fn hba_line(target: &PgConnect) -> String {
         PgHost::Tcp(host) => {
             let local = tokio::net::TcpStream::connect((host.as_str(), target.port)).await.and_then(|s| s.local_addr());
             let address = local.map_or_else(|_| "ADDRESS-OF-THIS-HOST/32".to_owned(), address_mask);
-            let kind = if matches!(target.tls, crate::config::TlsMode::Disable | crate::config::TlsMode::Prefer) { "host" } else { "hostssl" };
+            let kind = if matches!(target.tls, crate::config::TlsMode::Disable | crate::config::TlsMode::Prefer) {
+                "host"
+            } else {
+                "hostssl"
+            };
             format!("{kind}   {database}   {role}   {address}   scram-sha-256")
         }
     }
@@ -123,17 +139,11 @@ fn address_mask(address: SocketAddr) -> String {
     }
 }
 
-/// A PostgreSQL identifier, always quoted.
-#[must_use]
-pub fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// Reads what the server says of itself, and judges version, standby, encoding and clock.
 ///
 /// # Errors
 /// When the catalog cannot be read.
-pub async fn facts(findings: &mut Findings, connection: &mut PgConnection) -> Result<ServerFacts> {
+pub async fn facts(findings: &mut Findings, connection: &mut PgConnection) -> sqlx::Result<ServerFacts> {
     let before = SystemTime::now();
     let row = sqlx::query(
         "SELECT current_setting('server_version_num')::int4, current_user::text, \
@@ -149,21 +159,43 @@ pub async fn facts(findings: &mut Findings, connection: &mut PgConnection) -> Re
         role: row.get(1),
         superuser: row.get::<Option<bool>, _>(2).unwrap_or(false),
         encoding: row.get(3),
-        system_identifier: sqlx::query_scalar("SELECT system_identifier FROM pg_control_system()").fetch_one(&mut *connection).await.ok(),
+        system_identifier: sqlx::query_scalar("SELECT system_identifier FROM pg_control_system()")
+            .fetch_one(&mut *connection)
+            .await
+            .ok(),
         database: row.get(5),
     };
     version(findings, facts.major);
     if row.get::<bool, _>(4) {
-        let why = if findings.side() == Side::Source { "heartbeats, the publication and the slot's failover need a primary" } else { "a standby takes no writes" };
-        findings.error("primary", "the server is a standby in recovery", why, Some(Remedy::at(Place::Configuration, "url: name the primary")));
+        let why = if findings.side() == Side::Source {
+            "heartbeats, the publication and the slot's failover need a primary"
+        } else {
+            "a standby takes no writes"
+        };
+        findings.error(
+            "primary",
+            "the server is a standby in recovery",
+            why,
+            Some(Remedy::at(Place::Configuration, "url: name the primary")),
+        );
     }
     if findings.side() == Side::Replica && row.get::<bool, _>(7) {
         let statement = format!("ALTER DATABASE {} RESET default_transaction_read_only", quote(&facts.database));
-        findings.error("read_only", "default_transaction_read_only is on", "every write would fail", Some(Remedy::sql(Side::Replica, statement)));
+        findings.error(
+            "read_only",
+            "default_transaction_read_only is on",
+            "every write would fail",
+            Some(Remedy::sql(Side::Replica, statement)),
+        );
     }
     if !row.get::<bool, _>(8) {
         let remedy = Remedy::sql(findings.side(), "ALTER SYSTEM SET fsync = 'on'; SELECT pg_reload_conf()");
-        findings.warn("fsync", "fsync is off", "a crash of that host loses or corrupts what was committed, and the two sides part for good", Some(remedy));
+        findings.warn(
+            "fsync",
+            "fsync is off",
+            "a crash of that host loses or corrupts what was committed, and the two sides part for good",
+            Some(remedy),
+        );
     }
     clock(findings, row.get(6), before);
     Ok(facts)
@@ -177,7 +209,12 @@ fn version(findings: &mut Findings, major: i32) {
         findings.ok("version", format!("PostgreSQL {major}"));
     } else {
         let why = format!("this build's tests ran on {TESTED_MAJORS:?} only");
-        findings.warn("version", format!("PostgreSQL {major}"), why, Some(Remedy::at(Place::Person, "run the test suite with PG_BIN pointing to this version")));
+        findings.warn(
+            "version",
+            format!("PostgreSQL {major}"),
+            why,
+            Some(Remedy::at(Place::Person, "run the test suite with PG_BIN pointing to this version")),
+        );
     }
 }
 

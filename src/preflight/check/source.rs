@@ -3,11 +3,13 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
-use super::server::{self, ServerFacts, quote};
+use super::server::{self, ServerFacts};
 use super::source_tables;
 use crate::config::SourceConfig;
-use crate::error::{Context, Result};
+use crate::error::{Error, Result};
+use crate::postgres::sql::{self, quote_ident as quote};
 use crate::postgres::{Mode, PgClient};
+use crate::preflight::tables::TablePatterns;
 
 /// A transaction older than this is named: making a slot, and the first copy, wait for it.
 const LONG_TRANSACTION_SECONDS: i32 = 60;
@@ -27,35 +29,46 @@ pub async fn check(source: &SourceConfig) -> (Findings, Option<ServerFacts>) {
     }
 }
 
+fn sql_error(error: sqlx::Error) -> Error {
+    sql::classify(error, sql::Side::Source)
+}
+
 async fn look(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> Result<ServerFacts> {
-    let facts = server::facts(findings, connection).await.at(|| "server facts")?;
-    server::pooler(findings, &source.connect).await.at(|| "pooler")?;
+    let facts = server::facts(findings, connection).await.map_err(sql_error)?;
+    server::pooler(findings, &source.connect).await?;
     encoding(findings, &facts);
-    wal_level(findings, connection).await.at(|| "wal_level")?;
-    room(findings, source, connection).await.at(|| "slots and senders")?;
-    replication_right(findings, source, connection, &facts).await.at(|| "replication right")?;
-    retention(findings, source, connection).await.at(|| "retention")?;
-    create_right(findings, connection, &facts).await.at(|| "rights")?;
-    long_transactions(findings, connection).await.at(|| "transactions in progress")?;
-    source_tables::check(findings, source, connection, &facts).await.at(|| "tables")?;
+    wal_level(findings, connection).await.map_err(sql_error)?;
+    room(findings, source, connection).await.map_err(sql_error)?;
+    replication_right(findings, source, connection, &facts).await.map_err(sql_error)?;
+    retention(findings, source, connection).await.map_err(sql_error)?;
+    create_right(findings, connection, &facts).await.map_err(sql_error)?;
+    long_transactions(findings, connection).await.map_err(sql_error)?;
+    let patterns = TablePatterns::parse(&source.tables)?;
+    source_tables::check(findings, source, &patterns, connection, &facts).await.map_err(sql_error)?;
     Ok(facts)
 }
 
 fn encoding(findings: &mut Findings, facts: &ServerFacts) {
     if facts.encoding == "SQL_ASCII" {
         let why = "bytes that are not UTF-8 stop the stream when they come";
-        findings.warn("encoding", "the database's encoding is SQL_ASCII", why, Some(Remedy::at(Place::Person, "dump and restore it into a UTF8 database")));
+        findings.warn(
+            "encoding",
+            "the database's encoding is SQL_ASCII",
+            why,
+            Some(Remedy::at(Place::Person, "dump and restore it into a UTF8 database")),
+        );
     } else {
         findings.ok("encoding", facts.encoding.clone());
     }
 }
 
 /// Which managed service it is, by settings that only it has.
-async fn managed(connection: &mut PgConnection) -> Result<Option<&'static str>> {
-    let names: Vec<String> =
-        sqlx::query_scalar("SELECT name FROM pg_settings WHERE name IN ('rds.extensions', 'cloudsql.logical_decoding', 'azure.extensions')")
-            .fetch_all(connection)
-            .await?;
+async fn managed(connection: &mut PgConnection) -> sqlx::Result<Option<&'static str>> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM pg_settings WHERE name IN ('rds.extensions', 'cloudsql.logical_decoding', 'azure.extensions')",
+    )
+    .fetch_all(connection)
+    .await?;
     Ok(names.first().map(|name| match name.as_str() {
         "rds.extensions" => "rds",
         "cloudsql.logical_decoding" => "cloudsql",
@@ -63,7 +76,7 @@ async fn managed(connection: &mut PgConnection) -> Result<Option<&'static str>> 
     }))
 }
 
-async fn wal_level(findings: &mut Findings, connection: &mut PgConnection) -> Result<()> {
+async fn wal_level(findings: &mut Findings, connection: &mut PgConnection) -> sqlx::Result<()> {
     let level: String = sqlx::query_scalar("SELECT current_setting('wal_level')").fetch_one(&mut *connection).await?;
     if level == "logical" {
         findings.ok("wal_level", "logical");
@@ -71,15 +84,22 @@ async fn wal_level(findings: &mut Findings, connection: &mut PgConnection) -> Re
     }
     let remedy = match managed(connection).await? {
         Some("rds") => Remedy::at(Place::Person, "set rds.logical_replication = 1 in the parameter group").and_restart(),
-        Some("cloudsql") => Remedy::at(Place::Shell, "gcloud sql instances patch INSTANCE --database-flags=cloudsql.logical_decoding=on").and_restart(),
-        Some(_) => Remedy::at(Place::Shell, "az postgres flexible-server parameter set --name wal_level --value logical -g GROUP -s SERVER").and_restart(),
+        Some("cloudsql") => {
+            Remedy::at(Place::Shell, "gcloud sql instances patch INSTANCE --database-flags=cloudsql.logical_decoding=on")
+                .and_restart()
+        }
+        Some(_) => Remedy::at(
+            Place::Shell,
+            "az postgres flexible-server parameter set --name wal_level --value logical -g GROUP -s SERVER",
+        )
+        .and_restart(),
         None => Remedy::sql(Side::Source, "ALTER SYSTEM SET wal_level = 'logical'").and_restart(),
     };
     findings.error("wal_level", format!("wal_level is {level}"), "without logical WAL there is nothing to capture", Some(remedy));
     Ok(())
 }
 
-async fn room(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> Result<()> {
+async fn room(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> sqlx::Result<()> {
     let row = sqlx::query(
         "SELECT current_setting('max_replication_slots')::int8, (SELECT count(*) FROM pg_replication_slots), \
          current_setting('max_wal_senders')::int8, (SELECT count(*) FROM pg_stat_replication), \
@@ -88,23 +108,39 @@ async fn room(findings: &mut Findings, source: &SourceConfig, connection: &mut P
     .bind(format!("millstream\\_{}\\_%", source.name.replace('_', "\\_")))
     .fetch_one(connection)
     .await?;
-    let (slots, slots_used, senders, senders_used, ours): (i64, i64, i64, i64, i64) = (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
+    let (slots, slots_used, senders, senders_used, ours): (i64, i64, i64, i64, i64) =
+        (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
     if ours == 0 && slots_used >= slots {
         let remedy = Remedy::sql(Side::Source, format!("ALTER SYSTEM SET max_replication_slots = {}", slots + 4)).and_restart();
-        findings.error("replication_slots", format!("all {slots} replication slots are taken"), "a stream needs one of its own", Some(remedy));
+        findings.error(
+            "replication_slots",
+            format!("all {slots} replication slots are taken"),
+            "a stream needs one of its own",
+            Some(remedy),
+        );
     } else {
         findings.ok("replication_slots", format!("{} of {slots} free", slots - slots_used));
     }
     if ours == 0 && senders_used >= senders {
         let remedy = Remedy::sql(Side::Source, format!("ALTER SYSTEM SET max_wal_senders = {}", senders + 4)).and_restart();
-        findings.error("wal_senders", format!("all {senders} WAL senders are busy"), "a stream needs one of its own", Some(remedy));
+        findings.error(
+            "wal_senders",
+            format!("all {senders} WAL senders are busy"),
+            "a stream needs one of its own",
+            Some(remedy),
+        );
     } else {
         findings.ok("wal_senders", format!("{} of {senders} free", senders - senders_used));
     }
     Ok(())
 }
 
-async fn replication_right(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection, facts: &ServerFacts) -> Result<()> {
+async fn replication_right(
+    findings: &mut Findings,
+    source: &SourceConfig,
+    connection: &mut PgConnection,
+    facts: &ServerFacts,
+) -> sqlx::Result<()> {
     let row = sqlx::query(
         "SELECT rolreplication OR rolsuper, \
          EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'rds_replication' AND pg_has_role(current_user, r.oid, 'member')), \
@@ -116,44 +152,71 @@ async fn replication_right(findings: &mut Findings, source: &SourceConfig, conne
     if !attribute && !rds_member {
         let role = quote(&facts.role);
         let statement = if rds { format!("GRANT rds_replication TO {role}") } else { format!("ALTER ROLE {role} REPLICATION") };
-        findings.error("replication_right", format!("role {} may not replicate", facts.role), "the slot is read over a replication connection", Some(Remedy::sql(Side::Source, statement)));
+        findings.error(
+            "replication_right",
+            format!("role {} may not replicate", facts.role),
+            "the slot is read over a replication connection",
+            Some(Remedy::sql(Side::Source, statement)),
+        );
         return Ok(());
     }
     match PgClient::connect(&source.connect, Mode::Replication).await {
         Ok(_) => findings.ok("replication_right", format!("role {} may replicate", facts.role)),
         Err(error) => {
-            let remedy = Remedy::at(Place::Person, "name the server itself in url (no pooler), and see that pg_hba.conf has no line that refuses this role");
-            findings.error("replication_right", format!("a replication connection is refused: {error}"), "the slot is read over one", Some(remedy));
+            let remedy = Remedy::at(
+                Place::Person,
+                "name the server itself in url (no pooler), and see that pg_hba.conf has no line that refuses this role",
+            );
+            findings.error(
+                "replication_right",
+                format!("a replication connection is refused: {error}"),
+                "the slot is read over one",
+                Some(remedy),
+            );
         }
     }
     Ok(())
 }
 
-async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> Result<()> {
-    let megabytes: i64 = sqlx::query_scalar("SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'").fetch_one(connection).await?;
+async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> sqlx::Result<()> {
+    let megabytes: i64 = sqlx::query_scalar("SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'")
+        .fetch_one(connection)
+        .await?;
     let budget = i64::try_from(source.retain_max_bytes >> 20).unwrap_or(i64::MAX);
     if megabytes >= 0 && megabytes < budget {
-        let remedy = Remedy::sql(Side::Source, format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{budget}MB'; SELECT pg_reload_conf()"));
+        let remedy =
+            Remedy::sql(Side::Source, format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{budget}MB'; SELECT pg_reload_conf()"));
         let what = format!("max_slot_wal_keep_size is {megabytes} MB, below retain_max_bytes ({budget} MB)");
-        findings.warn("retention", what, "the server invalidates the slot before Millstream's own budget ends; then everything is copied again", Some(remedy));
+        findings.warn(
+            "retention",
+            what,
+            "the server invalidates the slot before Millstream's own budget ends; then everything is copied again",
+            Some(remedy),
+        );
     } else {
         findings.ok("retention", format!("the slot may retain {budget} MB (retain_max_bytes)"));
     }
     Ok(())
 }
 
-async fn create_right(findings: &mut Findings, connection: &mut PgConnection, facts: &ServerFacts) -> Result<()> {
-    let may: bool = sqlx::query_scalar("SELECT has_database_privilege(current_database(), 'CREATE')").fetch_one(connection).await?;
+async fn create_right(findings: &mut Findings, connection: &mut PgConnection, facts: &ServerFacts) -> sqlx::Result<()> {
+    let may: bool =
+        sqlx::query_scalar("SELECT has_database_privilege(current_database(), 'CREATE')").fetch_one(connection).await?;
     if may {
         findings.ok("publication_right", "may create a publication");
     } else {
         let statement = format!("GRANT CREATE ON DATABASE {} TO {}", quote(&facts.database), quote(&facts.role));
-        findings.error("publication_right", format!("role {} may not create a publication", facts.role), "init makes one", Some(Remedy::sql(Side::Source, statement)));
+        findings.error(
+            "publication_right",
+            format!("role {} may not create a publication", facts.role),
+            "init makes one",
+            Some(Remedy::sql(Side::Source, statement)),
+        );
     }
     Ok(())
 }
 
-async fn long_transactions(findings: &mut Findings, connection: &mut PgConnection) -> Result<()> {
+async fn long_transactions(findings: &mut Findings, connection: &mut PgConnection) -> sqlx::Result<()> {
     let rows = sqlx::query(
         "SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::int8, coalesce(usename::text, ''), left(regexp_replace(query, '\\s+', ' ', 'g'), 60) \
          FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() AND xact_start < clock_timestamp() - make_interval(secs => $1) ORDER BY xact_start",
@@ -164,7 +227,12 @@ async fn long_transactions(findings: &mut Findings, connection: &mut PgConnectio
     for row in &rows {
         let (pid, age, user, query): (i32, i64, String, String) = (row.get(0), row.get(1), row.get(2), row.get(3));
         let remedy = Remedy::sql(Side::Source, format!("SELECT pg_terminate_backend({pid})"));
-        findings.warn("long_transaction", format!("pid {pid} of {user} is {age} s into a transaction: {query}"), "making the slot and the first copy wait until it ends", Some(remedy));
+        findings.warn(
+            "long_transaction",
+            format!("pid {pid} of {user} is {age} s into a transaction: {query}"),
+            "making the slot and the first copy wait until it ends",
+            Some(remedy),
+        );
     }
     let prepared: Vec<(String, i64)> =
         sqlx::query_as("SELECT gid::text, extract(epoch FROM clock_timestamp() - prepared)::int8 FROM pg_prepared_xacts WHERE database = current_database() AND prepared < clock_timestamp() - make_interval(secs => $1)")
@@ -173,7 +241,12 @@ async fn long_transactions(findings: &mut Findings, connection: &mut PgConnectio
             .await?;
     for (gid, age) in &prepared {
         let remedy = Remedy::sql(Side::Source, format!("ROLLBACK PREPARED '{}'", gid.replace('\'', "''")));
-        findings.warn("long_transaction", format!("prepared transaction {gid} is {age} s old"), "making the slot and the first copy wait until it ends; COMMIT PREPARED if it is meant to stay", Some(remedy));
+        findings.warn(
+            "long_transaction",
+            format!("prepared transaction {gid} is {age} s old"),
+            "making the slot and the first copy wait until it ends; COMMIT PREPARED if it is meant to stay",
+            Some(remedy),
+        );
     }
     if rows.is_empty() && prepared.is_empty() {
         findings.ok("long_transaction", format!("none over {LONG_TRANSACTION_SECONDS} s"));

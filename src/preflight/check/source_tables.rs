@@ -3,10 +3,11 @@
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
-use super::server::{ServerFacts, quote};
+use super::server::ServerFacts;
 use crate::config::SourceConfig;
-use crate::error::Result;
-use crate::preflight::tables::TableFilter;
+use crate::event::TableName;
+use crate::postgres::sql::quote_ident as quote;
+use crate::preflight::tables::TablePatterns;
 
 /// Copy speed assumed for the estimate of a table that must be read in one go, bytes per second.
 const ASSUMED_COPY_BYTES_PER_SECOND: i64 = 30 << 20;
@@ -50,8 +51,13 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.
 ORDER BY 1, 2";
 
 /// Checks every table that the source's patterns pick.
-pub(super) async fn check(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection, facts: &ServerFacts) -> Result<()> {
-    let filter = TableFilter::new(&source.tables)?;
+pub(super) async fn check(
+    findings: &mut Findings,
+    source: &SourceConfig,
+    patterns: &TablePatterns,
+    connection: &mut PgConnection,
+    facts: &ServerFacts,
+) -> sqlx::Result<()> {
     let mut picked = Vec::new();
     for row in sqlx::query(CANDIDATES).fetch_all(&mut *connection).await? {
         let table = Candidate {
@@ -68,12 +74,15 @@ pub(super) async fn check(findings: &mut Findings, source: &SourceConfig, connec
             bytes: row.get(10),
             deferrable_key: row.get(11),
         };
-        if filter.matches(&table.schema, &table.name) {
+        if patterns.matches(&TableName::new(&table.schema, &table.name)) {
             picked.push(table);
         }
     }
     if picked.is_empty() {
-        let remedy = Remedy::at(Place::Configuration, format!("source.{}.tables: name tables that exist, as \"schema.table\" or \"schema.*\"", source.name));
+        let remedy = Remedy::at(
+            Place::Configuration,
+            format!("source.{}.tables: name tables that exist, as \"schema.table\" or \"schema.*\"", source.name),
+        );
         findings.error("tables", format!("no table matches {:?}", source.tables), "there is nothing to replicate", Some(remedy));
         return Ok(());
     }
@@ -106,18 +115,31 @@ fn judge_identity(findings: &mut Findings, table: &Candidate) {
     };
     if !usable {
         let (what, statement) = match &table.deferrable_key {
-            Some(key) => (format!("its primary key {key} is deferrable and cannot be its replica identity"), "REPLICA IDENTITY FULL"),
+            Some(key) => {
+                (format!("its primary key {key} is deferrable and cannot be its replica identity"), "REPLICA IDENTITY FULL")
+            }
             None if table.has_primary_key => ("its replica identity is not usable".to_owned(), "REPLICA IDENTITY DEFAULT"),
             None => ("it has no primary key and no replica identity".to_owned(), "REPLICA IDENTITY FULL"),
         };
         let remedy = Remedy::sql(Side::Source, format!("ALTER TABLE {} {statement}", table.sql_name()));
-        findings.error("replica_identity", what, "publishing it would make the application's UPDATE and DELETE fail, so it is refused", Some(remedy));
+        findings.error(
+            "replica_identity",
+            what,
+            "publishing it would make the application's UPDATE and DELETE fail, so it is refused",
+            Some(remedy),
+        );
         findings.about(name);
     } else if table.identity == "f" && !table.has_primary_key {
         let seconds = table.bytes / ASSUMED_COPY_BYTES_PER_SECOND;
         let what = format!("it has no key; rows are matched whole, and it is copied under one snapshot (about {seconds} s)");
-        let remedy = Remedy::at(Place::Person, format!("if its rows have a key: ALTER TABLE {} ADD PRIMARY KEY (…)", table.sql_name()));
-        findings.warn("no_key", what, "an update or delete searches the whole table on the replica; a long snapshot holds back vacuum", Some(remedy));
+        let remedy =
+            Remedy::at(Place::Person, format!("if its rows have a key: ALTER TABLE {} ADD PRIMARY KEY (…)", table.sql_name()));
+        findings.warn(
+            "no_key",
+            what,
+            "an update or delete searches the whole table on the replica; a long snapshot holds back vacuum",
+            Some(remedy),
+        );
         findings.about(name);
     }
 }
@@ -127,7 +149,12 @@ fn judge_rights(findings: &mut Findings, table: &Candidate, facts: &ServerFacts)
     let role = quote(&facts.role);
     if !table.schema_usage {
         let remedy = Remedy::sql(Side::Source, format!("GRANT USAGE ON SCHEMA {} TO {role}", quote(&table.schema)));
-        findings.error("schema_right", format!("role {} may not look into schema {}", facts.role, table.schema), "the first copy reads the tables in it", Some(remedy));
+        findings.error(
+            "schema_right",
+            format!("role {} may not look into schema {}", facts.role, table.schema),
+            "the first copy reads the tables in it",
+            Some(remedy),
+        );
         findings.about(name.clone());
     }
     if !table.may_select {
@@ -143,13 +170,18 @@ fn judge_rights(findings: &mut Findings, table: &Candidate, facts: &ServerFacts)
     }
     if table.hidden_rows {
         let remedy = Remedy::sql(Side::Source, format!("ALTER ROLE {role} BYPASSRLS"));
-        findings.error("row_security", "row security would hide rows from the first copy", "the replica would lack them", Some(remedy));
+        findings.error(
+            "row_security",
+            "row security would hide rows from the first copy",
+            "the replica would lack them",
+            Some(remedy),
+        );
         findings.about(name);
     }
 }
 
 /// Types that come from an extension must be there on the replica too; init makes enums, domains and composites itself.
-async fn foreign_types(findings: &mut Findings, connection: &mut PgConnection, picked: &[Candidate]) -> Result<()> {
+async fn foreign_types(findings: &mut Findings, connection: &mut PgConnection, picked: &[Candidate]) -> sqlx::Result<()> {
     let schemas: Vec<&str> = picked.iter().map(|t| t.schema.as_str()).collect();
     let names: Vec<&str> = picked.iter().map(|t| t.name.as_str()).collect();
     let rows = sqlx::query(

@@ -1,0 +1,43 @@
+//! `millstream check`: what must hold on source, queue and replica before a pair runs, and what mends it.
+//!
+//! Checks only look; nothing here changes a database, a topic or a file. Each finding that is not fine carries why it matters
+//! and the exact step that mends it; tests carry the steps out and see the finding vanish. What could not be looked at is
+//! *unknown*, which is not *fine*.
+
+mod finding;
+mod queue;
+mod render;
+mod replica;
+mod replica_tables;
+mod server;
+mod source;
+mod source_tables;
+
+pub use finding::{Finding, Findings, Place, Remedy, Report, Severity, Side};
+pub use queue::check_embedded;
+pub use render::table;
+pub use replica::{SourceSide, check as check_replica};
+pub use server::{SUPPORTED_MAJORS, ServerFacts, TESTED_MAJORS};
+pub use source::check as check_source;
+
+use crate::config::Config;
+
+/// Checks every source, the queue and every replica of a configuration.
+///
+/// `queue` holds what the queue's own checks found, for queues other than the embedded one.
+pub async fn run(config: &Config, queue: Vec<Finding>) -> Report {
+    let mut report = Report { version: 1, findings: Vec::new() };
+    let mut replicas = Vec::new();
+    for source in config.sources.values() {
+        let (findings, facts) = check_source(source).await;
+        let side = SourceSide { facts: facts.as_ref(), extensions: findings.extensions(), tables: &source.tables };
+        for replica in config.replicas.values().filter(|r| r.source == source.name) {
+            replicas.extend(check_replica(replica, &side).await.into_list());
+        }
+        report.findings.extend(findings.into_list());
+    }
+    report.findings.extend(check_embedded(&config.queue).map(Findings::into_list).unwrap_or_default());
+    report.findings.extend(queue);
+    report.findings.extend(replicas);
+    report
+}
