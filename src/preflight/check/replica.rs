@@ -1,6 +1,6 @@
 //! What a replica must have: the rights to write, tables that take every row the source has, and nothing that fires on its own.
 
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 
 use super::finding::{Findings, Place, Remedy, Side};
 use super::replica_tables;
@@ -47,7 +47,7 @@ async fn look(
     same_database(findings, source, &facts);
     encoding(findings, source, &facts);
     let initialized: bool =
-        sqlx::query_scalar("SELECT to_regclass('millstream.replica') IS NOT NULL").fetch_one(&mut *connection).await?;
+        sqlx::query_scalar("SELECT to_regclass('millstream.replica') IS NOT NULL").fetch_one(&mut *connection).await.map_err(sql_error)?;
     ledger_right(findings, connection, &facts, initialized).await.map_err(sql_error)?;
     let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
     extensions(findings, connection, source).await.map_err(sql_error)?;

@@ -237,7 +237,7 @@ fn clock(findings: &mut Findings, server_us: i64, before: SystemTime) {
 /// # Errors
 /// When the connection breaks.
 pub async fn pooler(findings: &mut Findings, target: &PgConnect) -> Result<()> {
-    let mut client = PgClient::connect(target, Mode::Sql).await?;
+    let mut client = PgClient::connect(target, Mode::Sql, sql_side(findings)).await?;
     let rows = client.simple_query("SELECT pg_backend_pid()").await?;
     let real = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse::<i32>().ok());
     if real == Some(client.backend_pid()) {
@@ -250,4 +250,8 @@ pub async fn pooler(findings: &mut Findings, target: &PgConnect) -> Result<()> {
         Some(Remedy::at(Place::Configuration, "url: name the PostgreSQL server itself, not pgbouncer or its like")),
     );
     Ok(())
+}
+
+fn sql_side(findings: &Findings) -> sql::Side {
+    if findings.side() == Side::Replica { sql::Side::Replica } else { sql::Side::Source }
 }

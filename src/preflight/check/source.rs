@@ -160,7 +160,7 @@ async fn replication_right(
         );
         return Ok(());
     }
-    match PgClient::connect(&source.connect, Mode::Replication).await {
+    match PgClient::connect(&source.connect, Mode::Replication, sql::Side::Source).await {
         Ok(_) => findings.ok("replication_right", format!("role {} may replicate", facts.role)),
         Err(error) => {
             let remedy = Remedy::at(
