@@ -27,7 +27,6 @@ impl Input {
         self.whole.len() - self.at
     }
 
-
     pub(crate) fn malformed(&self, what: &str) -> Error {
         Error::new(ErrorKind::Malformed, format!("{what} at byte {} of {}", self.at, self.whole.len()))
     }

@@ -46,8 +46,10 @@ async fn look(
     server::pooler(findings, &replica.connect).await?;
     same_database(findings, source, &facts);
     encoding(findings, source, &facts);
-    let initialized: bool =
-        sqlx::query_scalar("SELECT to_regclass('millstream.replica') IS NOT NULL").fetch_one(&mut *connection).await.map_err(sql_error)?;
+    let initialized: bool = sqlx::query_scalar("SELECT to_regclass('millstream.replica') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(sql_error)?;
     ledger_right(findings, connection, &facts, initialized).await.map_err(sql_error)?;
     let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
     extensions(findings, connection, source).await.map_err(sql_error)?;
