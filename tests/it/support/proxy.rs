@@ -37,6 +37,8 @@ pub enum Strike {
     Before,
     /// The server gets it and answers; the client never learns.
     AnswerLost,
+    /// The server gets what came before and keeps waiting for more on a connection whose client is gone: its host lost power.
+    Orphaned,
 }
 
 #[derive(Clone)]
@@ -54,6 +56,8 @@ struct Shared {
     pattern: Mutex<Option<Watch>>,
     strikes: AtomicU64,
     accepted: AtomicU64,
+    /// Server sides without a client, kept open.
+    orphans: Mutex<Vec<OwnedWriteHalf>>,
 }
 
 /// A listening proxy in front of one port.
@@ -74,6 +78,7 @@ impl Proxy {
             pattern: Mutex::new(None),
             strikes: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
+            orphans: Mutex::new(Vec::new()),
         });
         let task = tokio::spawn(accept(listener, target, Arc::clone(&shared)));
         Self { port, shared, task }
@@ -186,6 +191,7 @@ async fn pump(
         if direction == Direction::Up {
             match struck(&shared, &mut carry, piece) {
                 Some(Strike::Before) => return,
+                Some(Strike::Orphaned) => return shared.orphans.lock().expect("lock").push(to),
                 Some(Strike::AnswerLost) => drop(lost.send_replace(true)),
                 None => {}
             }

@@ -1,0 +1,88 @@
+//! FAULTS 26: a full disk halts with `no_space`, health red, and the pair goes on by itself when there is room again.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{CATCH_UP, Pair, Servers};
+use crate::support::files::{Folder, give_to_server_user};
+use crate::support::postgres::PgServer;
+use crate::support::skip;
+use crate::support::wait::until;
+use crate::support::workload::Plan;
+
+/// A small file system of its own, unmounted in the end.
+struct SmallDisk(Folder);
+
+impl SmallDisk {
+    fn mount(mib: u32) -> Option<Self> {
+        let folder = Folder::new("tmpfs");
+        let size = format!("size={mib}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output();
+        if !mounted.is_ok_and(|output| output.status.success()) {
+            skip("a full disk: mounting a tmpfs needs root and CAP_SYS_ADMIN");
+            return None;
+        }
+        give_to_server_user(folder.path());
+        Some(Self(folder))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Fills it but for so many bytes; the file to remove for room.
+    fn fill_but(&self, bytes: u64) -> PathBuf {
+        let file = self.path().join("ballast");
+        let stat = rustix::fs::statvfs(self.path()).expect("statvfs");
+        let ballast = (stat.f_bavail * stat.f_frsize).saturating_sub(bytes);
+        std::fs::write(&file, vec![7; usize::try_from(ballast).expect("small")]).expect("ballast");
+        file
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(self.path()).status());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_queue_halts_capture_until_there_is_room() {
+    let Some(disk) = SmallDisk::mount(256) else { return };
+    let servers = Servers::start().await;
+    let pair = Pair::new(&servers).await;
+    let text = std::fs::read_to_string(pair.site.configuration()).expect("millstream.toml");
+    let queue = format!("{}/queue", pair.site.folder().display());
+    pair.site.must(&["teardown", "--yes"]).await;
+    pair.site.configure(&text.replace(&queue, &disk.path().join("queue").display().to_string()));
+    pair.replica.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+    pair.site.must(&["init"]).await;
+    let _daemon = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    let reader = pair.reader();
+    let workload = pair.load(&Plan { large_rows: 10_000, ..Plan::default() });
+    pair.replica.server.freeze();
+    let ballast = disk.fill_but(2 << 20);
+    pair.halted("no_space").await;
+    std::fs::remove_file(ballast).expect("ballast");
+    pair.replica.server.thaw();
+    pair.verdict(workload, &reader).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_replica_is_waited_out() {
+    let Some(disk) = SmallDisk::mount(700) else { return };
+    let servers =
+        Servers::start_with(PgServer::builder(), PgServer::builder().data_in(disk.path()).set("max_wal_size", "64MB")).await;
+    let pair = Pair::new(&servers).await;
+    let _daemon = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    let reader = pair.reader();
+    let workload = pair.load(&Plan { large_rows: 10_000, ..Plan::default() });
+    let ballast = disk.fill_but(1 << 20);
+    until("/readyz to turn red", CATCH_UP, async || pair.site.get("/readyz").await.is_ok_and(|(code, _)| code == 503)).await;
+    std::fs::remove_file(ballast).expect("ballast");
+    // A server that ran out of room for its own log ends itself.
+    pair.replica.server.restart().await;
+    pair.verdict(workload, &reader).await;
+}

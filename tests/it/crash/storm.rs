@@ -1,0 +1,138 @@
+//! Random SIGKILLs of the daemon, the source server and the replica server under load. Everything random follows from one seed.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::{CATCH_UP, Pair, Servers};
+use crate::support::daemon::Daemon;
+use crate::support::workload::Plan;
+
+/// When a storm is over.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    Kills(u64),
+    Elapsed(Duration),
+}
+
+/// What was done to the pair.
+#[derive(Debug, Default)]
+pub struct Blows {
+    pub daemon_kills: u64,
+    pub source_crashes: u64,
+    pub replica_crashes: u64,
+    pub backend_kills: u64,
+    pub clean_stops: u64,
+}
+
+impl Blows {
+    pub fn kills(&self) -> u64 {
+        self.daemon_kills + self.source_crashes + self.replica_crashes + self.backend_kills
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_survives_kills_of_the_daemon_and_of_both_servers() {
+    let seed = seed();
+    let blows = storm(seed, Until::Kills(40)).await;
+    assert!(blows.daemon_kills > 5, "{blows:?}");
+}
+
+/// `SOAK_SEED` replays a run.
+pub fn seed() -> u64 {
+    let seed =
+        std::env::var("SOAK_SEED").map_or_else(|_| rand::random_range(1..1_000_000_000), |text| text.parse().expect("SOAK_SEED"));
+    println!("SOAK_SEED={seed}");
+    seed
+}
+
+/// One storm on servers of its own.
+pub async fn storm(seed: u64, until: Until) -> Blows {
+    let mut random = StdRng::seed_from_u64(seed);
+    let servers = Servers::start().await;
+    let pair = Pair::new(&servers).await;
+    let plan = Plan { seed, large_rows: random.random_range(1_000..30_000), ..Plan::default() };
+    let workload = pair.load(&plan);
+    let first = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    let reader = pair.reader();
+
+    let began = Instant::now();
+    let mut blows = Blows::default();
+    let mut daemon = Some(first);
+    let over = |blows: &Blows| match until {
+        Until::Kills(kills) => blows.kills() >= kills,
+        Until::Elapsed(time) => began.elapsed() >= time,
+    };
+    while !over(&blows) {
+        // Often in the middle of a start, now and then after a quiet while.
+        let calm = if random.random_ratio(1, 4) { 1500 } else { 400 };
+        tokio::time::sleep(Duration::from_millis(random.random_range(5..calm))).await;
+        daemon = Some(blow(&mut random, &pair, daemon.expect("a daemon"), &mut blows).await);
+        if blows.kills().is_multiple_of(12) {
+            // Alive, not only unharmed.
+            pair.caught_up().await;
+            reader.verdict();
+        }
+    }
+    println!("{blows:?} in {:.0} s, {} transactions", began.elapsed().as_secs_f32(), workload.tally.transactions());
+    pair.verdict(workload, &reader).await;
+    assert!(reader.seen.steps.load(Ordering::Relaxed) > 3, "the reader saw no progress: {:?}", reader.seen);
+    let last = daemon.expect("a daemon");
+    assert_eq!(last.terminate().await.code(), Some(0));
+    blows
+}
+
+async fn blow<'s>(random: &mut StdRng, pair: &'s Pair<'_>, daemon: Daemon<'s>, blows: &mut Blows) -> Daemon<'s> {
+    assert!(daemon.exited().is_none(), "the daemon ended by itself:\n{}", daemon.log_tail());
+    let pause = Duration::from_millis(if random.random_ratio(1, 2) { 0 } else { random.random_range(0..600) });
+    match random.random_range(0..100) {
+        0..55 => {
+            daemon.kill();
+            blows.daemon_kills += 1;
+            tokio::time::sleep(pause).await;
+            pair.site.start()
+        }
+        55..65 => {
+            pair.source.server.crash();
+            blows.source_crashes += 1;
+            tokio::time::sleep(pause).await;
+            pair.source.server.restart().await;
+            daemon
+        }
+        65..75 => {
+            pair.replica.server.crash();
+            blows.replica_crashes += 1;
+            tokio::time::sleep(pause).await;
+            pair.replica.server.restart().await;
+            daemon
+        }
+        75..80 => {
+            daemon.kill();
+            pair.replica.server.crash();
+            pair.source.server.crash();
+            blows.daemon_kills += 1;
+            blows.source_crashes += 1;
+            blows.replica_crashes += 1;
+            let daemon = pair.site.start();
+            tokio::join!(pair.source.server.restart(), pair.replica.server.restart());
+            daemon
+        }
+        80..94 => {
+            // Only our own sessions go: the servers and everybody else stay.
+            let side = if random.random_ratio(1, 2) { &pair.source } else { &pair.replica };
+            let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'millstream%'";
+            if side.query(sql).await.is_ok() {
+                blows.backend_kills += 1;
+            }
+            daemon
+        }
+        _ => {
+            assert_eq!(daemon.terminate().await.code(), Some(0), "SIGTERM:\n{}", pair.site.last_log());
+            blows.clean_stops += 1;
+            pair.site.start()
+        }
+    }
+}
