@@ -93,8 +93,26 @@ impl Record {
     /// version, [`ErrorKind::Malformed`] when it holds and the content makes no sense.
     pub fn decode(bytes: Bytes) -> Result<Self> {
         let (header, payload) = decode_frame(bytes)?;
+        Self::from_frame(header, payload)
+    }
+
+    /// Reads the payload behind a header that [`decode_frame`] gave.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Malformed`].
+    pub fn from_frame(header: RecordHeader, payload: Bytes) -> Result<Self> {
         let body = Body::decode(header.kind, payload).map_err(|e| e.context(format!("record {}", header.number)))?;
-        Ok(Self { header, body })
+        let sensible = match &body {
+            Body::Fence(fence) => {
+                header.number.0 == 0 && header.base.0 == 0 && (fence.epoch, fence.nonce) == (header.epoch, header.nonce)
+            }
+            _ => header.base.0 >= 1 && header.base <= header.number,
+        };
+        if sensible {
+            return Ok(Self { header, body });
+        }
+        let message = format!("record {}: a {:?} whose number, base, epoch or nonce cannot be", header.number, header.kind);
+        Err(Error::new(ErrorKind::Malformed, message))
     }
 }
 

@@ -107,7 +107,8 @@ pub trait Queue: Send + Sync + 'static {
     /// A halt with `queue_lost` when `from` lies before the first record kept or beyond the end.
     async fn reader(&self, stream: &str, from: QueueOffset) -> Result<Box<dyn QueueReader>>;
 
-    /// Allows deletion of everything before an offset. The queue may keep more; it always keeps the last record.
+    /// Takes away everything before an offset: the stream begins there afterwards, even if bytes go later. The last durable record
+    /// always stays. Callers give only valid bases ([`log`]), so that whoever begins at the start finds a valid record.
     async fn trim(&self, stream: &str, below: QueueOffset) -> Result<()>;
 
     /// Writes (or with `None` deletes) an entry of the stream's registry, durably.

@@ -18,6 +18,7 @@
 //! FOLDER/STREAM/stream.json             name, folder id; the last thing that `create` writes
 //! FOLDER/STREAM/writer.lock             held by the writer; says who
 //! FOLDER/STREAM/registry.json, .lock    consumers and hints
+//! FOLDER/STREAM/start.json              where the stream begins, once it was trimmed
 //! FOLDER/STREAM/00000000000000000000.seg, 00000000000000081234.seg, …   named by their first offset
 //! ```
 //!
@@ -46,7 +47,8 @@
 //! *Read.* In this process up to what the writer reported; elsewhere up to the last mark. When nobody has sealed the last batch
 //! for a whole pause (its writer was killed in between), a reader that finds it whole syncs it itself and takes it: recovery
 //! keeps whole batches, so both agree.
-//! *Trim* removes whole segments, oldest first, each durably before the next; the last durable record's segment stays.
+//! *Trim* writes `start.json`, from then on the stream begins there; then it removes whole segments, oldest first, each durably
+//! before the next. The last durable record stays.
 //!
 //! # Recovery
 //!
@@ -104,6 +106,7 @@ mod reader;
 mod registry;
 mod segment;
 mod storage;
+mod trim;
 mod writer;
 
 pub use lock::FolderLock;
@@ -340,7 +343,7 @@ fn bounds(stream: &Stream, known: Known) -> Result<Bounds> {
     } else {
         known.durable
     };
-    let start = firsts.first().copied().unwrap_or(end);
+    let start = firsts.first().copied().unwrap_or(end).max(trim::start(folder)?);
     Ok(Bounds { start: QueueOffset(start.min(end)), end: QueueOffset(end), stored_bytes: Some(stored_bytes) })
 }
 
@@ -383,7 +386,11 @@ impl Queue for EmbeddedQueue {
     async fn trim(&self, stream: &str, below: QueueOffset) -> Result<()> {
         let stream = self.known_stream(stream)?;
         let place = format!("stream '{}'", stream.name);
-        run(move || segment::trim(&stream.folder, stream.id, below.0).map(drop)).await.at(|| place)
+        let trim = move || {
+            let _lock = FolderLock::wait(&stream.folder.path().join(REGISTRY_LOCK))?;
+            trim::trim(&stream.folder, stream.id, below.0, stream.known())
+        };
+        run(trim).await.at(|| place)
     }
 
     async fn registry_put(&self, stream: &str, key: &str, value: Option<Bytes>) -> Result<()> {

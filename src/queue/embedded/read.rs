@@ -6,6 +6,7 @@ use super::Known;
 use super::format::{self, FRAME_HEADER, Mark, SEGMENT_HEADER};
 use super::segment::{self, Segment, Window};
 use super::storage::Folder;
+use super::trim;
 use crate::error::{Context, Error, Result};
 use crate::event::QueueOffset;
 use crate::halt::HaltCode;
@@ -48,6 +49,10 @@ impl Place {
     /// A halt with `queue_lost` when `from` lies outside of what is there.
     pub(super) fn find(folder: Arc<dyn Folder>, id: u64, from: u64, known: Known) -> Result<Self> {
         loop {
+            let start = trim::start(&*folder)?;
+            if from < start {
+                return Err(lost(format!("offset {from} is asked for, the first kept is {start}")));
+            }
             let firsts = segment::list(&*folder)?;
             let outside = |what: String| Err(lost(format!("offset {from} is asked for, {what}")));
             let Some(&first) = firsts.iter().rev().find(|first| **first <= from) else {

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use super::format::{self, FRAME_HEADER, MARK, MARK_MAGIC, Mark, SEGMENT_HEADER, SegmentHeader};
 use super::storage::{File, Folder, read_full};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::failpoint;
 
 /// Bytes read at once where nothing says otherwise.
 pub(super) const CHUNK: usize = 256 << 10;
@@ -198,31 +197,4 @@ pub(super) fn check_chain(folder: &dyn Folder, id: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Removes the segments that lie wholly below an offset, oldest first, each durably before the next, so that a crash leaves
-/// no gap. The last durable record's segment stays.
-pub(super) fn trim(folder: &dyn Folder, id: u64, below: u64) -> Result<u64> {
-    let firsts = list(folder)?;
-    let mut removed = 0;
-    for (index, pair) in firsts.windows(2).enumerate() {
-        let next_is_last = index + 2 == firsts.len();
-        if pair[1] > below || next_is_last && !holds_durable(folder, id, pair[1])? {
-            break;
-        }
-        match folder.remove(&format::segment_name(pair[0])) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
-        }
-        folder.sync()?;
-        failpoint::hit("queue.trimmed")?;
-        removed += 1;
-    }
-    Ok(removed)
-}
-
-fn holds_durable(folder: &dyn Folder, id: u64, first: u64) -> Result<bool> {
-    let Some(segment) = Segment::open(folder, id, first, false)? else { return Ok(false) };
-    let tail = segment.scan()?;
-    Ok(tail.unsealed.map_or(tail.end, |mark| mark.first) > first)
 }
