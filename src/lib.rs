@@ -90,7 +90,9 @@
 
 pub mod apply;
 pub mod capture;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod error;
 pub mod event;
 pub mod failpoint;
@@ -99,5 +101,7 @@ pub mod postgres;
 pub mod preflight;
 pub mod queue;
 pub mod replica;
+pub mod task;
+pub mod telemetry;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `millstream` program: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    millstream::cli::main()
+}

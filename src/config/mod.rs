@@ -1,11 +1,40 @@
 //! The configuration: one TOML file, environment overrides, secrets from files.
+//!
+//! Loading goes in three steps, so that every complaint names its place:
+//!
+//! 1. the file alone is read by `toml` into the `Raw…` structs (unknown keys and wrong types: file, line, column, caret);
+//! 2. the environment (`MILLSTREAM__SOURCE__SHOP__URL`) is laid over it by the `config` crate (a complaint now is about a variable);
+//! 3. the raw values become a [`Config`]: URLs are taken apart, secrets read, names crossed with each other (file, line, key).
+//!
+//! A [`Config`] is valid in itself; nothing behind it looks at text again. Its `Debug` shows no secret.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
-use secrecy::SecretString;
+mod http;
+mod layers;
+mod place;
+mod queue;
+mod replica;
+mod secret;
+mod size;
+mod source;
+mod url;
+
+pub use http::{HttpConfig, LogConfig, LogFormat};
+pub use layers::Environment;
+pub use queue::{QueueConfig, QueueKind};
+pub use replica::ReplicaConfig;
+pub use size::{ByteSize, Period};
+pub use source::{OnRetainLimit, SourceConfig};
+pub use url::{PgConnect, PgHost, TlsMode};
+
+use crate::error::{Error, ErrorKind, Result};
+use layers::RawConfig;
+use place::Document;
+
+/// Where the configuration is when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/millstream/millstream.toml";
 
 /// The whole configuration, valid in itself.
 #[derive(Clone, Debug)]
@@ -16,147 +45,127 @@ pub struct Config {
     pub queue: QueueConfig,
     /// Databases applied to, by name.
     pub replicas: BTreeMap<String, ReplicaConfig>,
-    /// HTTP, when asked for.
+    /// HTTP; `None` when switched off.
     pub http: Option<HttpConfig>,
+    /// What is logged, and how.
+    pub log: LogConfig,
+    /// What was accepted but should be changed: one sentence each.
+    pub warnings: Vec<String>,
 }
 
-/// How to reach a PostgreSQL server, from a libpq URL and the secrets beside it.
-#[derive(Clone, Debug)]
-pub struct PgConnect {
-    /// Where it listens.
-    pub host: PgHost,
-    /// Port, also part of a Unix socket's name.
-    pub port: u16,
-    /// Role.
-    pub user: String,
-    /// Database.
-    pub database: String,
-    /// Password, if one is needed.
-    pub password: Option<SecretString>,
-    /// TLS, as libpq's `sslmode`. `verify-full` by default off loopback, `prefer` on it, ignored on a Unix socket.
-    pub tls: TlsMode,
-    /// `sslrootcert`: certificates to trust instead of the system's.
-    pub root_certificate: Option<PathBuf>,
-    /// `sslcert` and `sslkey`.
-    pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// `connect_timeout`.
-    pub connect_timeout: Duration,
+impl Config {
+    /// Reads a file, with this process's environment over it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`], with file, place, key and the way on.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+        Self::parse(path, &text, &Environment::of_process()?)
+    }
+
+    /// As [`Config::load`], from a text and an environment at hand.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str, environment: &Environment) -> Result<Self> {
+        let document = Document::new(path, text);
+        let (file_alone, raw) = layers::read(&document, environment)?;
+        let mut build = Build { document: &document, environment, warnings: Vec::new() };
+        build.cleartext_warnings(&file_alone);
+        build.config(raw)
+    }
+
+    /// The replicas of a source.
+    pub fn replicas_of<'a>(&'a self, source: &'a str) -> impl Iterator<Item = &'a ReplicaConfig> {
+        self.replicas.values().filter(move |replica| replica.source == source)
+    }
 }
 
-/// Where a PostgreSQL server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PgHost {
-    /// Name or address.
-    Tcp(String),
-    /// Folder of the socket.
-    Unix(PathBuf),
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    let shown = path.display();
+    let message = match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("{shown}: there is no such file; name the configuration with --config or MILLSTREAM_CONFIG")
+        }
+        std::io::ErrorKind::PermissionDenied => format!("{shown}: this user may not read it (sudo -u millstream, or chmod)"),
+        _ => format!("{shown}: {error}"),
+    };
+    Error::new(ErrorKind::Config, message)
 }
 
-/// libpq's `sslmode` (PostgreSQL documentation, "SSL Mode Descriptions").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TlsMode {
-    /// Never.
-    Disable,
-    /// When the server offers it, unverified.
-    Prefer,
-    /// Always, unverified.
-    Require,
-    /// Always, chain verified.
-    VerifyCa,
-    /// Always, chain and host name verified.
-    VerifyFull,
+/// Turns raw values into a [`Config`], with what is needed to complain well.
+struct Build<'a> {
+    document: &'a Document<'a>,
+    environment: &'a Environment,
+    warnings: Vec<String>,
 }
 
-/// A captured database.
-#[derive(Clone, Debug)]
-pub struct SourceConfig {
-    /// Its name: also the stream's.
-    pub name: String,
-    /// How to reach it.
-    pub connect: PgConnect,
-    /// Patterns of tables, `!` excludes; the last that matches decides.
-    pub tables: Vec<String>,
-    /// WAL that the slot may retain on the source (I7).
-    pub retain_max_bytes: u64,
-    /// What happens past it.
-    pub on_retain_limit: OnRetainLimit,
-    /// Memory for transactions in progress; past it they spill.
-    pub memory_bytes: u64,
-    /// Disk for spilled transactions.
-    pub spill_max_bytes: u64,
-    /// Where they spill.
-    pub spill_dir: PathBuf,
-    /// How often a heartbeat travels through the source's log.
-    pub heartbeat_interval: Duration,
-    /// Parallel readers of a first copy.
-    pub copy_workers: usize,
-    /// Rate limit of a first copy in bytes per second; `None` for none.
-    pub copy_max_bytes_per_second: Option<u64>,
-    /// Rows (estimated) of a chunk of a first copy.
-    pub copy_chunk_rows: u64,
-}
+impl Build<'_> {
+    fn config(mut self, raw: RawConfig) -> Result<Config> {
+        let queue_path = ["queue"];
+        let raw_queue = raw.queue.ok_or_else(|| {
+            self.error(&[], "[queue] is missing; the simplest one is [queue] url = \"embedded:/var/lib/millstream\"")
+        })?;
+        let queue = self.queue(&queue_path, raw_queue)?;
+        let mut sources = BTreeMap::new();
+        for (name, raw) in raw.source {
+            self.name(&["source", &name])?;
+            sources.insert(name.clone(), self.source(&name, raw, &queue)?);
+        }
+        let mut replicas = BTreeMap::new();
+        for (name, raw) in raw.replica {
+            self.name(&["replica", &name])?;
+            replicas.insert(name.clone(), self.replica(&name, raw, &sources)?);
+        }
+        if sources.is_empty() {
+            return Err(self.error(&[], "no [source.NAME] is configured; name at least one database to capture"));
+        }
+        for name in sources.keys() {
+            if !replicas.values().any(|replica: &ReplicaConfig| replica.source == *name) {
+                self.warnings.push(format!("source '{name}' has no [replica.NAME] with source = \"{name}\""));
+            }
+        }
+        let http = self.http(raw.http.unwrap_or_default())?;
+        let log = self.log(raw.log.unwrap_or_default())?;
+        Ok(Config { sources, queue, replicas, http, log, warnings: self.warnings })
+    }
 
-/// What to do when the source retains more than its budget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnRetainLimit {
-    /// Say so, loudly.
-    Alarm,
-    /// Drop the slot to save the source; the stream halts with loss.
-    DropSlot,
-}
+    /// An error at a key: where it stands in the file, or the variable that set it.
+    fn error(&self, key: &[&str], message: impl AsRef<str>) -> Error {
+        let variable = layers::variable_name(key);
+        let place = if !key.is_empty() && self.environment.has(&variable) {
+            format!("environment variable {variable}")
+        } else {
+            self.document.place_of(key)
+        };
+        let shown = if key.is_empty() { String::new() } else { format!("{}: ", key.join(".")) };
+        Error::new(ErrorKind::Config, format!("{place}: {shown}{}", message.as_ref()))
+    }
 
-/// Where the log waits.
-#[derive(Clone, Debug)]
-pub struct QueueConfig {
-    /// Which queue.
-    pub kind: QueueKind,
-    /// Most bytes from the slowest consumer to the end (I6).
-    pub max_bytes: u64,
-}
+    /// Names become parts of slot names, topic names, folders and variables.
+    fn name(&self, key: &[&str]) -> Result<()> {
+        let name = key.last().copied().unwrap_or_default();
+        let plain = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        let starts = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
+        if plain && starts && !name.contains("__") && name.len() <= 32 {
+            return Ok(());
+        }
+        let rule = "a name is 1 to 32 of a-z, 0-9 and single _, and begins with a letter (it becomes part of a slot name)";
+        Err(self.error(key, format!("'{name}' cannot be a name: {rule}")))
+    }
 
-/// Which queue.
-#[derive(Clone, Debug)]
-pub enum QueueKind {
-    /// `embedded:/folder`
-    Embedded {
-        /// Its folder.
-        folder: PathBuf,
-    },
-    /// `kafka://host:port,…`
-    Kafka {
-        /// `bootstrap.servers`.
-        brokers: String,
-        /// `[queue.kafka]`: passed to librdkafka, passwords resolved.
-        settings: BTreeMap<String, String>,
-        /// Prefix of the topics' names.
-        topic_prefix: String,
-        /// Replication factor of topics that are created.
-        replication_factor: i32,
-    },
-}
+    /// A file that must be there now rather than fail an hour later.
+    fn file(&self, key: &[&str], path: PathBuf) -> Result<PathBuf> {
+        match std::fs::File::open(&path) {
+            Ok(_) => Ok(path),
+            Err(error) => Err(self.error(key, format!("cannot read {}: {error}", path.display()))),
+        }
+    }
 
-/// A database that is applied to.
-#[derive(Clone, Debug)]
-pub struct ReplicaConfig {
-    /// Its name: also the consumer's and the ledger row's.
-    pub name: String,
-    /// Name of its source.
-    pub source: String,
-    /// How to reach it.
-    pub connect: PgConnect,
-    /// Most bytes of changes merged into one replica transaction.
-    pub merge_max_bytes: usize,
-    /// Most changes merged into one replica transaction.
-    pub merge_max_changes: u64,
-}
-
-/// The daemon's HTTP side.
-#[derive(Clone, Debug)]
-pub struct HttpConfig {
-    /// Address; loopback unless asked otherwise.
-    pub listen: SocketAddr,
-    /// Bearer token for addresses off loopback.
-    pub token: Option<SecretString>,
-    /// `/readyz` answers 503 past this lag.
-    pub ready_max_lag: Duration,
+    fn absolute(&self, key: &[&str], path: PathBuf) -> Result<PathBuf> {
+        if path.is_absolute() {
+            return Ok(path);
+        }
+        Err(self.error(key, format!("'{}' must be an absolute path, beginning with /", path.display())))
+    }
 }

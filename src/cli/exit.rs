@@ -1,0 +1,58 @@
+//! How the program ends: one number per meaning, the same for every command.
+
+use crate::error::{Error, ErrorKind};
+
+/// The exit codes. `docs/operations.md` lists them for scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All good; warnings too, unless `--strict`.
+    Good = 0,
+    /// A negative verdict: something is halted, a finding is an error.
+    Bad = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// Could not tell: the daemon, a server or the queue did not answer.
+    Unknown = 3,
+    /// Failed for now; trying again may help (`EX_TEMPFAIL`).
+    Temporary = 75,
+    /// The configuration is wrong; trying again does not help (`EX_CONFIG`).
+    Config = 78,
+}
+
+/// For `--help`.
+pub const HELP: &str = "\
+Exit codes:
+  0   good (warnings too, unless --strict)
+  1   a negative verdict
+  2   the command line is wrong
+  3   could not tell: something did not answer
+  75  failed for now; try again
+  78  the configuration is wrong";
+
+impl Exit {
+    /// Every code.
+    pub const ALL: [Self; 6] = [Self::Good, Self::Bad, Self::Usage, Self::Unknown, Self::Temporary, Self::Config];
+
+    /// What an error of a command means to whoever called it.
+    #[must_use]
+    pub fn of(error: &Error) -> Self {
+        match error.kind() {
+            ErrorKind::Config => Self::Config,
+            ErrorKind::Connection => Self::Unknown,
+            ErrorKind::Busy | ErrorKind::Held | ErrorKind::Fenced | ErrorKind::NoSpace | ErrorKind::Cancelled => Self::Temporary,
+            ErrorKind::Malformed
+            | ErrorKind::Corrupt
+            | ErrorKind::TooNew
+            | ErrorKind::Io
+            | ErrorKind::Halt(_)
+            | ErrorKind::Unexpected => Self::Bad,
+        }
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}

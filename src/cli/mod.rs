@@ -1,0 +1,100 @@
+//! The commands: what is read from the command line, who does it, and how the program ends.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, DEFAULT_PATH};
+use crate::error::{Error, ErrorKind, Result};
+
+pub mod exit;
+mod explain;
+mod output;
+mod run;
+
+pub use exit::Exit;
+
+/// Database change replication through one durable log.
+#[derive(Debug, Parser)]
+#[command(name = "millstream", version, about, after_help = exit::HELP, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// The configuration file.
+    #[arg(short, long, global = true, value_name = "FILE", env = "MILLSTREAM_CONFIG", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon: captures, queues and applies until it is told to stop.
+    #[command(after_help = run::EXAMPLE)]
+    Run(run::Arguments),
+    /// Says what a halt's code means and what to do; lists all codes without one. Needs nothing that runs.
+    #[command(after_help = explain::EXAMPLE)]
+    Explain(explain::Arguments),
+}
+
+/// The program: reads the command line, runs a command, gives the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    // One TLS provider for everything in the process, before anything could pick another. Fails only when one is there already.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    match cli.run() {
+        Ok(exit) => exit.into(),
+        Err(error) if error.kind() == ErrorKind::Cancelled => Exit::Good.into(),
+        Err(error) => {
+            output::complain(&format!("millstream: {error}"));
+            Exit::of(&error).into()
+        }
+    }
+}
+
+/// Help and version are answers, everything else is a complaint.
+fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind as Clap;
+    let exit = match error.kind() {
+        Clap::DisplayHelp | Clap::DisplayVersion => Exit::Good,
+        _ => Exit::Usage,
+    };
+    // A closed stdout is no reason to fail: whoever asked has left.
+    drop(error.print());
+    exit.into()
+}
+
+impl Cli {
+    fn run(self) -> Result<Exit> {
+        match self.command {
+            Command::Explain(arguments) => explain::run(&arguments),
+            Command::Run(arguments) => {
+                let config = Config::load(&self.config)?;
+                block_on(run::run(config, arguments))
+            }
+        }
+    }
+}
+
+/// The command's own runtime. It is not waited for when the command ends: a blocking call that hangs must not hold the process.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(ErrorKind::Io, "cannot start threads").with_source(error))?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}
+
+/// Says what is wrong with the configuration though it was accepted.
+fn warn(config: &Config) {
+    for warning in &config.warnings {
+        output::complain(&format!("millstream: warning: {warning}"));
+    }
+}

@@ -1,0 +1,134 @@
+//! Long-running tasks: named, tracked, and none of them ends unnoticed.
+//!
+//! A task of a daemon runs until it is cancelled. One that ends before that, with an error, without one or by a panic, ends
+//! the daemon with its error: half a daemon is worse than none, because nobody looks.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The daemon's tasks.
+pub struct Tasks {
+    set: JoinSet<Result<()>>,
+    names: HashMap<Id, String>,
+    token: CancellationToken,
+}
+
+impl Tasks {
+    /// None yet; they end when the token is cancelled.
+    #[must_use]
+    pub fn new(token: CancellationToken) -> Self {
+        Self { set: JoinSet::new(), names: HashMap::new(), token }
+    }
+
+    /// The token that ends them.
+    #[must_use]
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Starts a task that runs until the token is cancelled.
+    pub fn spawn(&mut self, name: impl Into<String>, work: impl Future<Output = Result<()>> + Send + 'static) {
+        let name = name.into();
+        let handle = self.set.spawn(work);
+        self.names.insert(handle.id(), name);
+    }
+
+    /// Waits until the token is cancelled, or a task ends before that.
+    ///
+    /// # Errors
+    /// That of the task that ended, or [`ErrorKind::Unexpected`] when it ended without one.
+    pub async fn watch(&mut self) -> Result<()> {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.token.cancelled() => return Ok(()),
+                Some(ended) = self.set.join_next_with_id() => {
+                    let (name, result) = self.name(ended);
+                    if self.token.is_cancelled() {
+                        continue;
+                    }
+                    let early = || Error::new(ErrorKind::Unexpected, format!("task '{name}' ended though nobody asked it to"));
+                    return result.and_then(|()| Err(early()));
+                }
+            }
+        }
+    }
+
+    /// Cancels every task and waits for them, at most so long. Gives the names of those that did not end.
+    pub async fn stop(mut self, limit: Duration) -> Vec<String> {
+        self.token.cancel();
+        let drained = tokio::time::timeout(limit, async {
+            while let Some(ended) = self.set.join_next_with_id().await {
+                let (name, result) = self.name(ended);
+                match result {
+                    Err(error) if error.kind() != ErrorKind::Cancelled => {
+                        tracing::warn!(task = %name, %error, "a task ended with an error while stopping");
+                    }
+                    _ => tracing::debug!(task = %name, "task ended"),
+                }
+            }
+        });
+        match drained.await {
+            Ok(()) => Vec::new(),
+            Err(_) => self.names.into_values().collect(),
+        }
+    }
+
+    fn name(&mut self, ended: Result<(Id, Result<()>), JoinError>) -> (String, Result<()>) {
+        let (id, result) = match ended {
+            Ok((id, result)) => (id, result),
+            Err(error) => {
+                let what = if error.is_panic() { "panicked" } else { "was aborted" };
+                (error.id(), Err(Error::new(ErrorKind::Unexpected, what)))
+            }
+        };
+        let name = self.names.remove(&id).unwrap_or_default();
+        let result = result.map_err(|error| error.context(format!("task '{name}'")));
+        (name, result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_early_ends_the_daemon_with_its_error() {
+        let mut tasks = Tasks::new(CancellationToken::new());
+        tasks.spawn("steady", std::future::pending());
+        tasks.spawn("weak", async { Err(Error::new(ErrorKind::Io, "no disk")) });
+        let error = tasks.watch().await.expect_err("an early end");
+        assert_eq!(error.to_string(), "task 'weak': no disk");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_returns_without_an_error_is_an_error_too() {
+        let mut tasks = Tasks::new(CancellationToken::new());
+        tasks.spawn("short", async { Ok(()) });
+        assert!(tasks.watch().await.expect_err("an early end").to_string().contains("'short' ended"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_with_the_tasks_name() {
+        let mut tasks = Tasks::new(CancellationToken::new());
+        tasks.spawn("clumsy", async { panic!("on purpose") });
+        assert_eq!(tasks.watch().await.expect_err("a panic").to_string(), "task 'clumsy': panicked");
+    }
+
+    #[tokio::test]
+    async fn stopping_waits_no_longer_than_its_limit_and_names_who_stays() {
+        let mut tasks = Tasks::new(CancellationToken::new());
+        tasks.spawn("stubborn", std::future::pending());
+        let token = tasks.token().clone();
+        tasks.spawn("polite", async move {
+            token.cancelled().await;
+            Ok(())
+        });
+        assert_eq!(tasks.stop(Duration::from_millis(50)).await, ["stubborn"]);
+    }
+}
