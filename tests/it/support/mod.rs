@@ -29,7 +29,6 @@ pub mod workload;
 pub mod workload_ops;
 
 #[cfg(test)]
-mod selftest;
 
 /// Counts a test that cannot run here, and says why; `make test` lists them at its end and refuses them in CI.
 pub fn skip(why: &str) {

@@ -3,14 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::compare;
-use super::postgres::{self, PgServer};
-use super::prefix::PrefixReader;
-use super::proxy::{Mode, Proxy};
-use super::tls::CertificateWish;
-use super::wait::{LONG, eventually, until};
-use super::workload::{Plan, Workload};
-use super::workload_ops::SCHEMA;
+use crate::support::compare;
+use crate::support::postgres::{self, PgServer};
+use crate::support::prefix::PrefixReader;
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::tls::CertificateWish;
+use crate::support::wait::{LONG, eventually, until};
+use crate::support::workload::{Plan, Workload};
+use crate::support::workload_ops::SCHEMA;
 
 #[tokio::test]
 async fn a_crashed_server_comes_back_with_what_was_committed() {
@@ -46,10 +46,11 @@ async fn servers_have_identities_of_their_own() {
 async fn tls_is_offered_when_asked_for() {
     let server = PgServer::builder().tls(CertificateWish::default()).start().await;
     let options = server.options("postgres").host("127.0.0.1").ssl_mode(sqlx::postgres::PgSslMode::VerifyFull);
-    let mut trusted = super::sql::connect(&options.clone().ssl_root_cert(&server.tls().ca)).await.expect("a connection");
-    let rows = super::sql::query(&mut trusted, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await.expect("rows");
+    let mut trusted = crate::support::sql::connect(&options.clone().ssl_root_cert(&server.tls().ca)).await.expect("a connection");
+    let rows =
+        crate::support::sql::query(&mut trusted, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await.expect("rows");
     assert_eq!(rows[0][0].as_deref(), Some("t"));
-    assert!(super::sql::connect(&options).await.is_err(), "its authority is not the system's");
+    assert!(crate::support::sql::connect(&options).await.is_err(), "its authority is not the system's");
 }
 
 /// The workload against PostgreSQL's own subscription: equal at the end, prefixes all the while, and the comparison sees a difference.
@@ -90,9 +91,9 @@ async fn a_proxy_loses_the_answer_to_a_commit() {
     db.execute("CREATE TABLE t (id int)").await;
     let proxy = Proxy::start(db.server.port()).await;
     let options = db.server.options(&db.name).host("127.0.0.1").port(proxy.port());
-    let mut connection = super::sql::connect(&options).await.expect("a connection");
+    let mut connection = crate::support::sql::connect(&options).await.expect("a connection");
     proxy.lose_answer_to(b"COMMIT");
-    let answer = super::sql::query(&mut connection, "BEGIN; INSERT INTO t VALUES (1); COMMIT").await;
+    let answer = crate::support::sql::query(&mut connection, "BEGIN; INSERT INTO t VALUES (1); COMMIT").await;
     assert!(matches!(answer, Err(sqlx::Error::Io(_))), "{answer:?}");
     assert_eq!((db.value("SELECT count(*) FROM t").await.as_str(), proxy.strikes()), ("1", 1));
 }
@@ -102,12 +103,12 @@ async fn a_stalled_proxy_keeps_connections_and_goes_on() {
     let db = postgres::shared().await.new_database().await;
     let proxy = Proxy::start(db.server.port()).await;
     let options = db.server.options(&db.name).host("127.0.0.1").port(proxy.port());
-    let mut connection = super::sql::connect(&options).await.expect("a connection");
+    let mut connection = crate::support::sql::connect(&options).await.expect("a connection");
     proxy.set(Mode::Stall);
-    let asked = tokio::spawn(async move { super::sql::query(&mut connection, "SELECT 1").await.is_ok() });
+    let asked = tokio::spawn(async move { crate::support::sql::query(&mut connection, "SELECT 1").await.is_ok() });
     assert!(!db.query("SELECT 1").await.expect("rows").is_empty() && !asked.is_finished());
     proxy.set(Mode::Pass);
     assert!(asked.await.expect("join"));
     proxy.set(Mode::Refuse);
-    assert!(super::sql::connect(&options).await.is_err());
+    assert!(crate::support::sql::connect(&options).await.is_err());
 }
