@@ -6,4 +6,5 @@
 mod conformance;
 mod crash;
 mod selftest;
+mod kafka;
 mod support;

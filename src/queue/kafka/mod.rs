@@ -86,11 +86,12 @@ impl KafkaQueue {
     ///
     /// # Errors
     /// [`ErrorKind::Config`].
-    pub fn open(settings: KafkaSettings) -> Result<Self> {
+    pub fn open(settings: KafkaSettings) -> Result<Arc<Self>> {
         settings.validate()?;
         let max_record_bytes = AtomicUsize::new(settings.message_max_bytes()? - RECORD_OVERHEAD);
         let control = Mutex::new(connect(&settings)?);
-        Ok(Self { settings, control, registries: Mutex::default(), groups: Groups::default(), max_record_bytes })
+        let (registries, groups) = (Mutex::default(), Groups::default());
+        Ok(Arc::new(Self { settings, control, registries, groups, max_record_bytes }))
     }
 
     fn control(&self) -> Result<(Arc<Reaped<Control>>, Context)> {

@@ -18,7 +18,6 @@ use super::errors;
 use super::settings::{Client, KafkaSettings};
 use super::topics::{look_up, to_i64, to_u64, watermarks};
 use crate::error::{Error, ErrorKind, Result};
-use crate::halt::HaltCode;
 
 /// What was read of a registry so far.
 pub(super) struct View {
@@ -39,13 +38,14 @@ impl View {
         Ok(Self { consumer, topic: topic.to_owned(), within: settings.answer_within, next: 0, entries: BTreeMap::new() })
     }
 
-    /// The registry as it is now. Blocking.
+    /// The registry as it is now; empty where there is no such topic. Blocking.
     pub(super) fn read(&mut self) -> Result<BTreeMap<String, Bytes>> {
         let client = self.consumer.client();
         let events = client.context().events();
         if look_up(client, events, &self.topic, self.within)?.is_none() {
-            let message = format!("topic '{}' is not there; run `millstream init`", self.topic);
-            return Err(Error::halt(HaltCode::NotInitialized, message));
+            self.entries.clear();
+            self.next = 0;
+            return Ok(BTreeMap::new());
         }
         let (low, high) = watermarks(client, events, &self.topic, self.within)?;
         if self.next < low || self.next > high {

@@ -29,6 +29,8 @@ use super::settings::{Client, KafkaSettings};
 use super::topics::to_u64;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::QueueOffset;
+use crate::failpoint;
+use crate::halt::HaltCode;
 use crate::queue::{Durable, QueueWriter, Ticket};
 
 /// Most bytes accepted and not yet durable.
@@ -101,7 +103,10 @@ impl Shared {
                 "record {} was stored at offset {offset}, behind one at {}: the topic was made anew",
                 ticket.0, before.durable.offset
             );
-            return self.fail(ErrorKind::Halt(crate::halt::HaltCode::QueueLost), message);
+            return self.fail(ErrorKind::Halt(HaltCode::QueueLost), message);
+        }
+        if let Err(error) = failpoint::hit("queue.after_sync") {
+            return self.fail(error.kind(), error.message().to_owned());
         }
         self.events.answered();
         self.progress.send_replace(Progress { durable: Durable { ticket, offset }, at: Instant::now(), failed: false });
@@ -203,6 +208,7 @@ impl Writer {
 
     /// Hands a record to librdkafka; `false` when its queue is full.
     fn send(&mut self, record: &Bytes, permits: usize) -> Result<bool> {
+        failpoint::hit("queue.before_sync")?;
         let ticket = Ticket(self.accepted.0 + 1);
         let idle = !self.in_flight();
         let message = BaseRecord::<(), [u8], _>::with_opaque_to(&self.topic, Box::new(InFlight { ticket, permits }))

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -215,7 +215,7 @@ impl Kafka {
     }
 
     /// A queue of one's own.
-    pub fn queue(&self, name: &str) -> KafkaQueue {
+    pub fn queue(&self, name: &str) -> Arc<KafkaQueue> {
         KafkaQueue::open(self.settings(name)).expect("a queue")
     }
 
@@ -248,6 +248,20 @@ impl Kafka {
     pub async fn delete_topic(&self, topic: &str) {
         let results = self.admin().delete_topics(&[topic], &AdminOptions::new()).await.expect("an answer");
         assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+
+    /// Gives a user the rights that `docs/kafka.md` lists, with its commands.
+    pub async fn allow(&self, user: &str, prefix: &str) {
+        let principal = format!("User:{user}");
+        let operations = ["Create", "Describe", "DescribeConfigs", "Read", "Write", "Delete"];
+        let operations: Vec<&str> = operations.iter().flat_map(|name| ["--operation", *name]).collect();
+        let mut topics = vec!["--add", "--allow-principal", &principal];
+        topics.extend(operations);
+        topics.extend(["--topic", prefix, "--resource-pattern-type", "prefixed"]);
+        self.tool("org.apache.kafka.tools.AclCommand", &topics).await;
+        let group = ["--add", "--allow-principal", &principal, "--operation", "Read", "--operation", "Describe"];
+        let group = [&group[..], &["--group", prefix, "--resource-pattern-type", "prefixed"]].concat();
+        self.tool("org.apache.kafka.tools.AclCommand", &group).await;
     }
 
     /// Runs one of Kafka's own tools by its class, as the superuser, and gives what it printed.
