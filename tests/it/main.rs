@@ -5,6 +5,6 @@
 
 mod conformance;
 mod crash;
-mod selftest;
 mod kafka;
+mod selftest;
 mod support;

@@ -47,7 +47,11 @@ pub(super) fn passes(code: Code) -> bool {
 pub(super) fn no_topic(code: Code) -> bool {
     matches!(
         code,
-        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicId | Code::ResourceNotFound
+        Code::UnknownTopicOrPartition
+            | Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::UnknownTopicId
+            | Code::ResourceNotFound
     )
 }
 

@@ -18,9 +18,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::client::{Context, Reaped, blocking};
+use super::errors;
 use super::settings::{Client, KafkaSettings};
 use super::topics::{look_up, to_i64, to_u64, watermarks};
-use super::errors;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::QueueOffset;
 use crate::halt::HaltCode;

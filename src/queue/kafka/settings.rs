@@ -261,7 +261,9 @@ mod tests {
 
     #[test]
     fn every_client_is_accepted_by_librdkafka() {
-        for client in [Client::Writer, Client::Control, Client::Admin, Client::Reader("g"), Client::Registry("g"), Client::Group("g")] {
+        for client in
+            [Client::Writer, Client::Control, Client::Admin, Client::Reader("g"), Client::Registry("g"), Client::Group("g")]
+        {
             settings(&[]).client(client).create_native_config().unwrap_or_else(|e| panic!("{client:?}: {e}"));
         }
     }

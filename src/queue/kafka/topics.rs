@@ -187,7 +187,8 @@ pub(super) fn settle<C: ClientContext>(
             return Ok(found);
         }
         if begin.elapsed() >= within {
-            let message = format!("topic '{topic}' is {} still, {} s later", if there { "missing" } else { "there" }, within.as_secs());
+            let message =
+                format!("topic '{topic}' is {} still, {} s later", if there { "missing" } else { "there" }, within.as_secs());
             return Err(Error::new(ErrorKind::Connection, message));
         }
         std::thread::sleep(Duration::from_millis(20));

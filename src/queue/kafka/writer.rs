@@ -94,7 +94,8 @@ impl Shared {
         let first = before.durable.ticket == Ticket(0);
         // Without an offset: Kafka had stored the record already and no longer knew where.
         if ticket != Ticket(before.durable.ticket.0 + 1) || offset < 0 {
-            let message = format!("record {} was acknowledged at offset {offset} after record {}", ticket.0, before.durable.ticket.0);
+            let message =
+                format!("record {} was acknowledged at offset {offset} after record {}", ticket.0, before.durable.ticket.0);
             return self.fail(ErrorKind::Connection, message);
         }
         let offset = QueueOffset(to_u64(offset));
@@ -166,10 +167,8 @@ impl Writer {
             events: Arc::clone(base.events()),
         });
         let context = DeliveryContext { base, shared: Arc::clone(&shared), topic: topic.to_owned() };
-        let producer = settings
-            .client(Client::Writer)
-            .create_with_context(context)
-            .map_err(|e| errors::error("connecting to Kafka", &e))?;
+        let producer =
+            settings.client(Client::Writer).create_with_context(context).map_err(|e| errors::error("connecting to Kafka", &e))?;
         Ok(Self {
             producer: Reaped::new(producer),
             shared,
@@ -237,7 +236,12 @@ impl QueueWriter for Writer {
     async fn append(&mut self, record: Bytes) -> Result<Ticket> {
         if record.len() > self.max_record_bytes {
             // FAULTS 44: whoever cuts records must have cut this one; Kafka never sees it.
-            let message = format!("a record of {} bytes is larger than topic '{}' takes ({})", record.len(), self.topic, self.max_record_bytes);
+            let message = format!(
+                "a record of {} bytes is larger than topic '{}' takes ({})",
+                record.len(),
+                self.topic,
+                self.max_record_bytes
+            );
             return Err(Error::new(ErrorKind::Unexpected, message));
         }
         let permits = (record.len() + PER_RECORD_BYTES).min(self.capacity);

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use millstream::ErrorKind;
-use millstream::event::{Body, Epoch, Fence, Nonce, Position, Progress, Record, RecordHeader, RecordKind, RecordNumber, StreamId};
+use millstream::event::{
+    Body, Epoch, Fence, Nonce, Position, Progress, Record, RecordHeader, RecordKind, RecordNumber, StreamId,
+};
+use millstream::queue::Queue;
 use millstream::queue::kafka::KafkaQueue;
 use millstream::queue::log::{Entry, LogReader, Start};
-use millstream::queue::Queue;
 use rdkafka::admin::AdminOptions;
 use rdkafka::{Offset, TopicPartitionList};
 
