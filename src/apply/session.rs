@@ -209,7 +209,10 @@ impl Session<'_> {
             let time = Some(piece.header.commit_time_us);
             let cursor = piece.place.clone();
             let step = Step { cursor, source_time_us: time, transactions: 1, changes: piece.change_count, history: None };
-            self.replica.commit_large(&step).await.at(|| format!("source transaction {} at {}", piece.header.xid, piece.header.position))?;
+            self.replica
+                .commit_large(&step)
+                .await
+                .at(|| format!("source transaction {} at {}", piece.header.xid, piece.header.position))?;
             self.large = false;
             self.status.send_modify(|status| {
                 status.transactions += 1;

@@ -36,6 +36,7 @@ use crate::apply::merge::Batch;
 use crate::config::ReplicaConfig;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, Change, SchemaId, TableName, TransactionHeader};
+use crate::failpoint;
 use crate::halt::HaltCode;
 use crate::postgres::sql::{self, Side};
 
@@ -224,7 +225,14 @@ fn worth_splitting(error: &Error) -> bool {
 
 impl PostgresReplica {
     /// Applies some transactions of a batch in one replica transaction.
-    async fn apply_range(&mut self, batch: &Batch, from: usize, to: usize, schemas: &Schemas, style: Option<Style>) -> Result<()> {
+    async fn apply_range(
+        &mut self,
+        batch: &Batch,
+        from: usize,
+        to: usize,
+        schemas: &Schemas,
+        style: Option<Style>,
+    ) -> Result<()> {
         let changes = &batch.changes[batch.changes_of(from, to)];
         let Some(step) = batch.step(from, to) else { return Ok(()) };
         self.prepare(changes, schemas).await?;
@@ -233,6 +241,7 @@ impl PostgresReplica {
         let work = plan::plan(changes, &self.tables, mode.style)?;
         begin(&mut self.connection, mode.origin).await?;
         ledger::step(&mut self.connection, &self.name, self.epoch, &step, SHORT_WAIT).await?;
+        failpoint::hit("apply.ledger_moved")?;
         carry_out(&mut self.connection, &work, &self.tables, mode).await?;
         drop(work);
         self.commit().await
@@ -259,6 +268,7 @@ impl PostgresReplica {
             }
             done => done?,
         }
+        failpoint::hit("apply.piece")?;
         within(SHORT_WAIT, "ending a savepoint", self.connection.execute("RELEASE SAVEPOINT piece")).await?;
         if let Some(large) = &mut self.large {
             large.origin = mode.origin;
@@ -289,16 +299,15 @@ impl PostgresReplica {
     }
 
     fn is_fresh(&self, id: SchemaId) -> bool {
-        let fresh = |table: &Arc<Table>| {
-            self.catalogs.get(&table.schema.table).is_some_and(|(read, _)| read.elapsed() < CATALOG_AGE)
-        };
+        let fresh =
+            |table: &Arc<Table>| self.catalogs.get(&table.schema.table).is_some_and(|(read, _)| read.elapsed() < CATALOG_AGE);
         self.tables.get(&id).is_some_and(fresh)
     }
 
     async fn fit(&mut self, id: SchemaId, schemas: &Schemas) -> Result<()> {
-        let schema = schemas
-            .get(&id)
-            .ok_or_else(|| Error::new(ErrorKind::Malformed, format!("a change of table version {}, which no record before it has", id.0)))?;
+        let schema = schemas.get(&id).ok_or_else(|| {
+            Error::new(ErrorKind::Malformed, format!("a change of table version {}, which no record before it has", id.0))
+        })?;
         if self.members.is_empty() {
             self.read_members().await?;
         }
@@ -356,6 +365,7 @@ impl PostgresReplica {
     }
 
     async fn commit(&mut self) -> Result<()> {
+        failpoint::hit("apply.before_commit")?;
         within(STATEMENT_WAIT, "COMMIT", self.connection.execute("COMMIT")).await.map(drop)
     }
 
@@ -376,7 +386,10 @@ async fn carry_out(connection: &mut PgConnection, work: &[Work<'_>], tables: &Ta
     let one_by_one = mode.style == Style::OneByOne;
     let mut writer = Writer { connection, enforced: mode.enforced, one_by_one };
     for item in work {
-        writer.work(item, tables).await.map_err(|error| if one_by_one { blame::at_change(error, item, tables) } else { error })?;
+        writer
+            .work(item, tables)
+            .await
+            .map_err(|error| if one_by_one { blame::at_change(error, item, tables) } else { error })?;
     }
     Ok(())
 }

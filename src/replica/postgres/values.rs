@@ -3,11 +3,11 @@
 //! Values are only ever parameters or COPY data, never SQL (threat 2). Their text is the source's own output; the replica's
 //! input functions read it again.
 
+use sqlx::Type;
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
 use sqlx::postgres::types::Oid;
-use sqlx::Type;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
 
 use crate::apply::compact::RowSet;
 use crate::event::Cell;

@@ -228,7 +228,8 @@ fn cut<'p>(rows: &RowSet<'_>, pick: &'p [u32]) -> impl Iterator<Item = &'p [u32]
         let mut bytes = 0;
         let mut count = 0;
         for &index in rest.iter().take(SET_ROWS) {
-            bytes += rows.row(index).iter().map(|cell| if let Cell::Value(value) = cell { value.len() } else { 0 }).sum::<usize>();
+            bytes +=
+                rows.row(index).iter().map(|cell| if let Cell::Value(value) = cell { value.len() } else { 0 }).sum::<usize>();
             count += 1;
             if bytes >= SET_BYTES {
                 break;
