@@ -6,5 +6,6 @@
 mod conformance;
 mod crash;
 mod kafka;
+mod postgres_client;
 mod selftest;
 mod support;
