@@ -8,4 +8,5 @@ mod crash;
 mod kafka;
 mod postgres_client;
 mod selftest;
+mod scenarios;
 mod support;
