@@ -7,6 +7,6 @@ mod conformance;
 mod crash;
 mod kafka;
 mod postgres_client;
-mod selftest;
 mod scenarios;
+mod selftest;
 mod support;
