@@ -78,14 +78,14 @@ pub enum Change {
     },
 }
 
-const INSERT: u8 = 1;
-const UPDATE: u8 = 2;
-const DELETE: u8 = 3;
-const TRUNCATE: u8 = 4;
-const MESSAGE: u8 = 5;
-const OLD_NONE: u8 = 0;
-const OLD_KEY: u8 = 1;
-const OLD_FULL: u8 = 2;
+pub(super) const INSERT: u8 = 1;
+pub(super) const UPDATE: u8 = 2;
+pub(super) const DELETE: u8 = 3;
+pub(super) const TRUNCATE: u8 = 4;
+pub(super) const MESSAGE: u8 = 5;
+pub(super) const OLD_NONE: u8 = 0;
+pub(super) const OLD_KEY: u8 = 1;
+pub(super) const OLD_FULL: u8 = 2;
 
 impl Change {
     fn decode(bytes: Bytes) -> Result<Self> {

@@ -6,6 +6,7 @@
 
 pub mod body;
 mod change;
+mod encode;
 mod position;
 pub mod record;
 mod schema;
@@ -14,6 +15,7 @@ pub(crate) mod wire;
 
 pub use body::{Body, Fence, Genesis, History, Message, Part, Progress, SlotStart, TransactionBatch};
 pub use change::{Change, ChangeReader, OldImage, Transaction, TransactionHeader, write_change, write_transaction};
+pub use encode::{ChangeEncoder, OldCells};
 pub use position::{ApplyEpoch, Epoch, Lsn, Nonce, Position, QueueOffset, RecordNumber, StreamId, Xid};
 pub use record::{Record, RecordHeader, RecordKind};
 pub use schema::{Column, Identity, SchemaId, TableName, TableSchema};

@@ -1,5 +1,8 @@
 //! Capture from PostgreSQL: the replication slot's stream and pgoutput.
 
+pub mod catalog;
 pub mod decode;
 mod pause;
+pub mod relations;
+pub mod slot;
 pub mod stream;

@@ -233,6 +233,12 @@ impl ReplicationStream {
         self.copy.close(CLOSE_WAIT).await
     }
 
+    /// When the server was last heard.
+    #[must_use]
+    pub fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
     /// Process id of the walsender.
     #[must_use]
     pub fn backend_pid(&self) -> i32 {

@@ -2,6 +2,5 @@
 
 pub mod queue;
 mod queue_embedded;
-mod queue_kafka;
 mod queue_log;
 pub mod records;

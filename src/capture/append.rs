@@ -1,0 +1,485 @@
+//! The stream's one writer: numbers records, fills headers, batches small transactions, cuts large ones, repeats bases, and says
+//! what has become durable.
+//!
+//! Invariant: records leave in the order in which they were given, numbered without a gap; a [`DurablePosition`] comes
+//! out only when the queue has acknowledged every record up to it (I1).
+//!
+//! Where a record stands on its way: given (numbered and encoded, in the *outbox*) → accepted (the queue gave a ticket) →
+//! durable (the queue acknowledged the ticket). Nothing here is durable by itself; a new writer learns everything from the queue
+//! ([`super::recover`]).
+//!
+//! A *base row* is [`History`], every schema in force, and a [`Progress`] that says again where the stream stands. The
+//! History and the schemas still name the old base; the Progress names the first of the row, and so does every record after it.
+//! The row is repeated about every [`BASE_EVERY_BYTES`], never between the parts of a transaction. The queue tells the
+//! offset of the last durable record only, so nothing is appended behind a row's first record until that one is durable: its
+//! offset is the base's.
+//!
+//! ```text
+//! #17 Transactions   base 2
+//! #18 History        base 2    ← accepted alone, durable at offset 4711
+//! #19 Schema t v3    base 2
+//! #20 Progress       base 18   ← durable: consumers' cursors name 4711 from here on, trimming up to it is allowed
+//! #21 Transactions   base 18
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+
+use super::recover::behind_message;
+use super::takeover::Claim;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::record::{HEADER_BYTES, encode_frame};
+use crate::event::{
+    Body, Epoch, Genesis, History, Lsn, Message, Nonce, Part, Position, Progress, QueueOffset, RecordHeader, RecordKind, RecordNumber,
+    SchemaId, SlotStart, StreamId, TableSchema, TransactionHeader, write_transaction,
+};
+use crate::failpoint;
+use crate::queue::{Durable, DurablePosition, QueueWriter, Ticket};
+
+/// A batch of small transactions is given at this size, when the source has not paused before.
+pub const BATCH_BYTES: usize = 256 << 10;
+/// Log between two bases.
+pub const BASE_EVERY_BYTES: u64 = 16 << 20;
+/// Largest part of a large transaction.
+const PART_BYTES: usize = 1 << 20;
+/// What a part says besides its piece, and the frame, fit in this.
+const PART_OVERHEAD: usize = 4 << 10;
+
+/// The clock, for headers: microseconds since 1970-01-01 UTC.
+pub(crate) fn now_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// A base that is durable, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DurableBase {
+    /// Number of its first record.
+    pub number: RecordNumber,
+    /// Where that lies.
+    pub offset: QueueOffset,
+}
+
+/// What a record means once it is durable.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    /// The source has been captured up to here.
+    position: Option<Position>,
+    /// First of a base row: nothing is appended behind it until it is durable.
+    opens_base: Option<RecordNumber>,
+    /// Last of a base row.
+    closes_base: bool,
+}
+
+/// A large transaction being given part by part.
+#[derive(Debug)]
+struct PartsInHand {
+    header: TransactionHeader,
+    change_count: u64,
+    total_bytes: u64,
+    given_bytes: u64,
+    index: u32,
+}
+
+/// The writer of a claimed stream.
+pub struct LogWriter {
+    writer: Box<dyn QueueWriter>,
+    max_record_bytes: usize,
+    stream: StreamId,
+    epoch: Epoch,
+    nonce: Nonce,
+    last: RecordNumber,
+    bytes_total: u64,
+    changes_total: u64,
+    base: RecordNumber,
+    bytes_at_base: u64,
+    base_every: u64,
+    next_base: Option<RecordNumber>,
+    history: Option<History>,
+    schemas: BTreeMap<u32, TableSchema>,
+    next_schema: u32,
+    given: Option<Position>,
+    source_time_us: i64,
+    batch: BytesMut,
+    batch_changes: u64,
+    parts: Option<PartsInHand>,
+    outbox: VecDeque<(Bytes, Mark)>,
+    outbox_bytes: usize,
+    accepted: VecDeque<(Ticket, Mark)>,
+    seen: Ticket,
+    barrier: Option<Ticket>,
+    opened_base: Option<DurableBase>,
+    durable_base: Option<DurableBase>,
+    durable: Option<DurablePosition>,
+}
+
+impl LogWriter {
+    /// Goes on with a claimed stream. [`Self::give_base`] comes first for one that has begun.
+    #[must_use]
+    pub fn new(claim: Claim, max_record_bytes: usize) -> Self {
+        let recovered = claim.recovered;
+        Self {
+            next_schema: recovered.next_schema(),
+            writer: claim.writer,
+            max_record_bytes,
+            stream: claim.stream,
+            epoch: claim.epoch,
+            nonce: claim.nonce,
+            last: recovered.last,
+            bytes_total: recovered.bytes_total,
+            changes_total: recovered.changes_total,
+            base: recovered.base.map_or(RecordNumber(1), |(number, _)| number),
+            bytes_at_base: recovered.bytes_total,
+            base_every: BASE_EVERY_BYTES,
+            next_base: None,
+            history: recovered.history,
+            schemas: recovered.schemas,
+            given: recovered.position,
+            source_time_us: recovered.source_time_us,
+            batch: BytesMut::new(),
+            batch_changes: 0,
+            parts: None,
+            outbox: VecDeque::new(),
+            outbox_bytes: 0,
+            accepted: VecDeque::new(),
+            seen: claim.ticket,
+            barrier: None,
+            opened_base: None,
+            durable_base: None,
+            // It was read back from the queue behind a durable fence.
+            durable: recovered.position.map(DurablePosition::proven),
+        }
+    }
+
+    /// The epoch it writes under.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Number of the last record given.
+    #[must_use]
+    pub fn last(&self) -> RecordNumber {
+        self.last
+    }
+
+    /// Bytes of all valid records, those on their way included.
+    #[must_use]
+    pub fn bytes_total(&self) -> u64 {
+        self.bytes_total
+    }
+
+    /// Changes of all valid records, those on their way included.
+    #[must_use]
+    pub fn changes_total(&self) -> u64 {
+        self.changes_total
+    }
+
+    /// Everything up to here has been given, not necessarily durable. What the source sends again up to it is dropped.
+    #[must_use]
+    pub fn given(&self) -> Option<Position> {
+        self.given
+    }
+
+    /// The source's clock there, microseconds since 1970-01-01 UTC; 0 when nothing told it.
+    #[must_use]
+    pub fn source_time_us(&self) -> i64 {
+        self.source_time_us
+    }
+
+    /// Everything up to here is durable.
+    #[must_use]
+    pub fn durable(&self) -> Option<DurablePosition> {
+        self.durable
+    }
+
+    /// The newest base that is durable as a whole row.
+    #[must_use]
+    pub fn durable_base(&self) -> Option<DurableBase> {
+        self.durable_base
+    }
+
+    /// The version of a table in force.
+    #[must_use]
+    pub fn schema(&self, source_oid: u32) -> Option<&TableSchema> {
+        self.schemas.get(&source_oid)
+    }
+
+    /// Bytes that the queue has not accepted yet, the open batch included.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.outbox_bytes + self.batch.len()
+    }
+
+    /// True while [`Self::advance`] has something to do.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.outbox.is_empty() || !self.accepted.is_empty()
+    }
+
+    /// Largest piece for [`Self::give_part`].
+    #[must_use]
+    pub fn part_bytes(&self) -> usize {
+        PART_BYTES.min(self.max_record_bytes.saturating_sub(PART_OVERHEAD)).max(1)
+    }
+
+    /// A change stream beyond this travels in parts.
+    #[must_use]
+    pub fn whole_bytes(&self) -> usize {
+        (PART_BYTES / 2).min(self.max_record_bytes / 2)
+    }
+
+    /// The stream's first record.
+    pub fn give_genesis(&mut self, genesis: Genesis) {
+        self.history = Some(genesis.history.clone());
+        self.give(&Body::Genesis(genesis), 0, Mark { opens_base: Some(RecordNumber(1)), closes_base: true, position: None });
+    }
+
+    /// The stream's second record.
+    pub fn give_slot_start(&mut self, position: Position) {
+        self.given = Some(position);
+        self.give(&Body::SlotStart(SlotStart { position }), 0, Mark { position: Some(position), ..Mark::default() });
+    }
+
+    /// The source's history went on; it travels with the next base row.
+    pub fn set_history(&mut self, history: History) {
+        self.history = Some(history);
+    }
+
+    /// A new version of a table, under the name that it is given here. Before its first use (I5).
+    pub fn give_schema(&mut self, mut schema: TableSchema) -> SchemaId {
+        self.flush();
+        schema.id = SchemaId(self.next_schema);
+        self.next_schema += 1;
+        let id = schema.id;
+        self.schemas.insert(schema.source_oid, schema.clone());
+        self.give(&Body::Schema(schema), 0, Mark::default());
+        id
+    }
+
+    /// A base row.
+    pub fn give_base(&mut self) {
+        self.flush();
+        let first = self.last.next();
+        self.bytes_at_base = self.bytes_total;
+        if let Some(history) = self.history.clone() {
+            self.give(&Body::History(history), 0, Mark { opens_base: Some(first), ..Mark::default() });
+        }
+        let schemas = std::mem::take(&mut self.schemas);
+        for schema in schemas.values() {
+            self.give(&Body::Schema(schema.clone()), 0, Mark::default());
+        }
+        self.schemas = schemas;
+        self.next_base = Some(first);
+        // A row that is itself large is repeated less often.
+        self.base_every = BASE_EVERY_BYTES.max(8 * (self.bytes_total - self.bytes_at_base));
+        if let Some(position) = self.given {
+            let progress = Progress { position, source_time_us: self.source_time_us, heartbeat: false };
+            self.give(&Body::Progress(progress), 0, Mark { position: Some(position), opens_base: None, closes_base: true });
+        }
+    }
+
+    /// A small transaction, its change stream whole. It waits in the batch until [`Self::flush`].
+    pub fn give_transaction(&mut self, header: &TransactionHeader, change_count: u64, changes: &[u8]) {
+        let limit = self.max_record_bytes.saturating_sub(PART_OVERHEAD);
+        if self.batch.len() + changes.len() > limit {
+            self.flush();
+        }
+        write_transaction(header, change_count, changes, &mut self.batch);
+        self.batch_changes += change_count;
+        self.given = Some(header.position);
+        self.source_time_us = header.commit_time_us;
+        if self.batch.len() >= BATCH_BYTES {
+            self.flush();
+        }
+    }
+
+    /// Gives the batch, if there is one.
+    pub fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let (batch, changes) = (self.batch.split(), std::mem::take(&mut self.batch_changes));
+        self.give_payload(RecordKind::Transactions, &batch, changes, Mark { position: self.given, ..Mark::default() });
+        self.batch = batch;
+        self.batch.clear();
+    }
+
+    /// The source stood at a position with nothing before it that is not in the log.
+    pub fn give_progress(&mut self, progress: Progress) {
+        self.flush();
+        self.given = Some(progress.position);
+        self.source_time_us = progress.source_time_us;
+        let mark = Mark { position: Some(progress.position), ..Mark::default() };
+        self.give(&Body::Progress(progress), 0, mark);
+    }
+
+    /// A non-transactional message of an application.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] when it fits in no record.
+    pub fn give_message(&mut self, lsn: Lsn, prefix: &str, content: Bytes) -> Result<()> {
+        if content.len() + prefix.len() + PART_OVERHEAD > self.max_record_bytes {
+            let message = format!(
+                "a logical message of {} bytes at {lsn} is larger than a record of this queue may be ({} bytes); raise the limit of the queue",
+                content.len(),
+                self.max_record_bytes
+            );
+            return Err(Error::new(ErrorKind::NoSpace, message));
+        }
+        self.flush();
+        let position = behind_message(lsn);
+        self.given = Some(position);
+        let message = Message { lsn, prefix: prefix.to_owned(), content };
+        self.give(&Body::Message(message), 0, Mark { position: Some(position), ..Mark::default() });
+        Ok(())
+    }
+
+    /// A large transaction begins; its change stream follows by [`Self::give_part`] and nothing else comes between.
+    pub fn begin_parts(&mut self, header: TransactionHeader, change_count: u64, total_bytes: u64) {
+        self.flush();
+        self.renew_base();
+        self.parts = Some(PartsInHand { header, change_count, total_bytes, given_bytes: 0, index: 0 });
+    }
+
+    /// The next piece, at most [`Self::part_bytes`]. The one that completes the stream becomes the last part; true then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unexpected`] when no large transaction was begun or the piece reaches beyond its end: a bug.
+    pub fn give_part(&mut self, piece: Bytes) -> Result<bool> {
+        let wrong = || Error::new(ErrorKind::Unexpected, "a part that belongs to no large transaction");
+        let mut parts = self.parts.take().ok_or_else(wrong)?;
+        parts.given_bytes += piece.len() as u64;
+        if parts.given_bytes > parts.total_bytes {
+            return Err(wrong());
+        }
+        let last = parts.given_bytes == parts.total_bytes;
+        let part = Part {
+            header: parts.header.clone(),
+            index: parts.index,
+            last,
+            change_count: parts.change_count,
+            total_bytes: parts.total_bytes,
+            bytes: piece,
+        };
+        parts.index += 1;
+        if last {
+            self.given = Some(parts.header.position);
+            self.source_time_us = parts.header.commit_time_us;
+            let mark = Mark { position: self.given, ..Mark::default() };
+            self.give(&Body::Part(part), parts.change_count, mark);
+            return Ok(true);
+        }
+        self.parts = Some(parts);
+        self.give(&Body::Part(part), 0, Mark::default());
+        Ok(false)
+    }
+
+    /// Takes one step: hands the next record to the queue, or waits for the next acknowledgement. Gives the position up to which
+    /// everything is durable when it has moved. Cancel-safe; pending for ever when there is nothing to do.
+    ///
+    /// # Errors
+    /// Those of the queue. The writer is dead then.
+    pub async fn advance(&mut self) -> Result<Option<DurablePosition>> {
+        if self.barrier.is_none()
+            && let Some((bytes, _)) = self.outbox.front()
+        {
+            let ticket = self.writer.append(bytes.clone()).await?;
+            self.accept(ticket);
+            failpoint::hit("capture.appended")?;
+            return match self.writer.durable_past(self.seen).now_or_never() {
+                Some(durable) => Ok(self.settle(durable?)),
+                None => Ok(None),
+            };
+        }
+        if self.accepted.is_empty() {
+            return std::future::pending().await;
+        }
+        let durable = self.writer.durable_past(self.seen).await?;
+        Ok(self.settle(durable))
+    }
+
+    /// Advances until everything given is durable.
+    ///
+    /// # Errors
+    /// As [`Self::advance`].
+    pub async fn drain(&mut self) -> Result<()> {
+        self.flush();
+        while self.is_busy() {
+            self.advance().await?;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, ticket: Ticket) {
+        if let Some((bytes, mark)) = self.outbox.pop_front() {
+            self.outbox_bytes -= bytes.len();
+            self.barrier = mark.opens_base.map(|_| ticket);
+            self.accepted.push_back((ticket, mark));
+        }
+    }
+
+    fn settle(&mut self, durable: Durable) -> Option<DurablePosition> {
+        self.seen = self.seen.max(durable.ticket);
+        let mut moved = None;
+        while let Some((ticket, mark)) = self.accepted.front().copied().filter(|(ticket, _)| *ticket <= self.seen) {
+            self.accepted.pop_front();
+            if self.barrier == Some(ticket) {
+                self.barrier = None;
+            }
+            if let Some(number) = mark.opens_base {
+                // The barrier kept it the last record accepted, so that the offset is its own.
+                self.opened_base = Some(DurableBase { number, offset: durable.offset });
+            }
+            if mark.closes_base {
+                self.durable_base = self.opened_base;
+            }
+            moved = mark.position.or(moved);
+        }
+        let moved = moved.map(DurablePosition::proven);
+        self.durable = moved.or(self.durable);
+        moved
+    }
+
+    fn renew_base(&mut self) {
+        if self.parts.is_none() && self.bytes_total - self.bytes_at_base >= self.base_every && self.next_base.is_none() {
+            self.give_base();
+        }
+    }
+
+    fn give(&mut self, body: &Body, changes: u64, mark: Mark) {
+        let mut payload = BytesMut::new();
+        body.encode(&mut payload);
+        self.give_payload(body.kind(), &payload, changes, mark);
+    }
+
+    fn give_payload(&mut self, kind: RecordKind, payload: &[u8], changes: u64, mark: Mark) {
+        let row = matches!(kind, RecordKind::Genesis | RecordKind::SlotStart | RecordKind::History | RecordKind::Schema);
+        if !row && let Some(base) = self.next_base.take() {
+            self.base = base;
+        }
+        self.last = self.last.next();
+        let header = RecordHeader {
+            kind,
+            stream: self.stream,
+            number: self.last,
+            epoch: self.epoch,
+            nonce: self.nonce,
+            base: self.base,
+            bytes_before: self.bytes_total,
+            changes_before: self.changes_total,
+            written_at_us: now_us(),
+        };
+        let bytes = encode_frame(&header, payload);
+        debug_assert_eq!(bytes.len(), HEADER_BYTES + payload.len());
+        self.bytes_total += bytes.len() as u64;
+        self.changes_total += changes;
+        self.outbox_bytes += bytes.len();
+        self.outbox.push_back((bytes, mark));
+        if !row {
+            self.renew_base();
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Heartbeats: a transactional logical message on the source each interval, so that silence can be told from idleness and the
+//! delay of the whole log is measured (DESIGN decision 8).
+//!
+//! A failure never stops capture: what it means for the stream is seen on the stream. A source that cannot be written
+//! to (a standby, or read-only) has no heartbeats; that is said once.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, timeout};
+
+use crate::config::PgConnect;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::{Mode, PgClient, ServerError, Side};
+
+/// Prefix of our own logical messages.
+pub const PREFIX: &str = "millstream";
+/// Pause after a failure, when the interval is shorter.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// The source may be slow without being broken.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// How heartbeats fare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Pulse {
+    /// None has been sent yet.
+    #[default]
+    Starting,
+    /// The last one was written to the source's log.
+    Beating,
+    /// The source takes no writes: a standby, or `default_transaction_read_only`.
+    ReadOnly,
+    /// The last one failed.
+    Failing(String),
+}
+
+/// Sends heartbeats until it is dropped.
+pub async fn run(to: PgConnect, application_name: String, interval: Duration, pulse: watch::Sender<Pulse>) -> Result<()> {
+    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(10)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut client = None;
+    loop {
+        ticks.tick().await;
+        let next = match beat(&mut client, &to, &application_name, interval).await {
+            Ok(()) => Pulse::Beating,
+            Err(error) => {
+                client = None;
+                if is_read_only(&error) { Pulse::ReadOnly } else { Pulse::Failing(error.to_string()) }
+            }
+        };
+        tell(&pulse.send_replace(next.clone()), &next);
+        if next != Pulse::Beating {
+            tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+        }
+    }
+}
+
+/// One line when it changes, none while it stays.
+fn tell(before: &Pulse, now: &Pulse) {
+    match (before, now) {
+        (Pulse::Failing(_), Pulse::Failing(_)) => {}
+        (before, now) if before == now => {}
+        (_, Pulse::Failing(error)) => tracing::warn!(%error, "heartbeat failed"),
+        (_, Pulse::ReadOnly) => tracing::warn!("the source takes no writes, so no heartbeats: lag is known only while it changes"),
+        (Pulse::Starting, _) => {}
+        (_, _) => tracing::info!("heartbeats again"),
+    }
+}
+
+async fn beat(client: &mut Option<PgClient>, to: &PgConnect, name: &str, interval: Duration) -> Result<()> {
+    let wait = ANSWER_WAIT.max(interval);
+    timeout(wait, send(client, to, name))
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Connection, format!("the source did not answer within {wait:?}"))))
+}
+
+async fn send(client: &mut Option<PgClient>, to: &PgConnect, name: &str) -> Result<()> {
+    let client = match client {
+        Some(client) => client,
+        empty => {
+            // A commit that waits for a synchronous standby is in the source's log already, which is all that is wanted.
+            let settings = [("application_name", name), ("synchronous_commit", "local")];
+            empty.insert(PgClient::connect_with(to, Mode::Sql, Side::Source, &settings).await?)
+        }
+    };
+    let sql = format!(
+        "SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', \
+         pg_catalog.json_build_object('t', (extract(epoch FROM clock_timestamp()) * 1000000)::int8)::text)"
+    );
+    client.simple_query(&sql).await.map(drop)
+}
+
+/// 25006 read_only_sql_transaction; 55000 is what a standby says to a function that writes WAL.
+fn is_read_only(error: &Error) -> bool {
+    ServerError::find(error).is_some_and(|said| matches!(said.sqlstate.as_str(), "25006" | "55000"))
+}

@@ -1,0 +1,199 @@
+//! A stream's supervisor: connects again, halts, waits, by the one table ([`crate::halt::disposition`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::connect::Site;
+use super::postgres::slot;
+use super::status::{CaptureState, CaptureStatus};
+use super::worker::Owned;
+use super::{recover, retention};
+use crate::config::{OnRetainLimit, SourceConfig};
+use crate::error::{Error, ErrorKind, Result};
+use crate::halt::{Disposition, HaltCode, RETRY_HALTED_SECONDS, disposition};
+use crate::postgres::{Mode, PgClient, Side};
+use crate::queue::Queue;
+
+/// First pause after a failure; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// While somebody else has the slot: soon enough to take over, not so often as to disturb.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
+/// A connection that lived so long begins the pauses anew.
+const LIVED: Duration = Duration::from_secs(10);
+/// Time to let go of the slot in order.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// Captures a source until cancelled. Failures are retried, or halt the stream and show in the status; they never come out of here.
+///
+/// # Errors
+/// [`ErrorKind::Unexpected`] when a task beside the stream ended early.
+pub async fn run_capture(
+    source: SourceConfig,
+    queue_max_bytes: u64,
+    queue: Arc<dyn Queue>,
+    cancel: CancellationToken,
+    status: watch::Sender<CaptureStatus>,
+) -> Result<()> {
+    let status = Arc::new(status);
+    status.send_modify(|s| (s.source, s.queue_max_bytes) = (source.name.clone(), queue_max_bytes));
+    let application_name = application_name(&source.name);
+    let site = Site { source, queue, queue_max_bytes, application_name, status };
+    let mut supervisor = Supervisor { site, retention: None, pause: FIRST_PAUSE };
+    while !cancel.is_cancelled() {
+        let began = Instant::now();
+        let error = supervisor.attempt(&cancel).await;
+        if began.elapsed() > LIVED {
+            supervisor.pause = FIRST_PAUSE;
+        }
+        if let Some(pause) = supervisor.judge(&error) {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+                () = supervisor.past_budget() => supervisor.drop_slot().await,
+            }
+        }
+    }
+    super::set_state(&supervisor.site.status, CaptureState::Stopped);
+    Ok(())
+}
+
+/// Shown in `pg_stat_activity`; at most 63 bytes of ASCII, as PostgreSQL keeps it.
+fn application_name(source: &str) -> String {
+    let name = format!("millstream {:08x} {source} {}", rand::random::<u32>(), super::begin::holder());
+    name.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(63).collect()
+}
+
+struct Supervisor {
+    site: Site,
+    retention: Option<Owned<Result<()>>>,
+    pause: Duration,
+}
+
+impl Supervisor {
+    /// One connection, from its beginning to its end.
+    async fn attempt(&mut self, cancel: &CancellationToken) -> Error {
+        super::set_state(&self.site.status, CaptureState::Waiting);
+        self.watch_retention().await;
+        let opened = tokio::select! {
+            () = cancel.cancelled() => return Error::new(ErrorKind::Cancelled, "capture was asked to end"),
+            opened = self.site.open() => opened,
+            () = self.past_budget() => return self.drop_slot_for_budget().await,
+        };
+        let mut streaming = match opened {
+            Ok(streaming) => streaming,
+            Err(error) => return error,
+        };
+        self.pause = FIRST_PAUSE;
+        let ended = tokio::select! {
+            ended = streaming.worker.run(&mut streaming.upkeep, cancel) => ended,
+            () = self.past_budget() => {
+                drop(streaming);
+                return self.drop_slot_for_budget().await;
+            }
+        };
+        let error = ended.err().unwrap_or_else(|| Error::new(ErrorKind::Unexpected, "the stream ended without a reason"));
+        // The slot is free for others at once when the walsender hears it from us; after a failure its connection tells it.
+        if error.kind() != ErrorKind::Connection
+            && let Ok(Err(closing)) = tokio::time::timeout(CLOSE_WAIT, streaming.worker.close()).await
+        {
+            tracing::debug!(error = %closing, "the stream's end");
+        }
+        error
+    }
+
+    /// What to do about an error, and how long to wait before the next attempt. `None` to go on at once.
+    fn judge(&mut self, error: &Error) -> Option<Duration> {
+        let source = self.site.source.name.as_str();
+        let text = error.to_string();
+        let seen = self.site.status.borrow().error.as_ref() == Some(&text);
+        let (state, halt, pause) = match disposition(error) {
+            Disposition::Stop => return None,
+            Disposition::Retry if error.kind() == ErrorKind::Held => (CaptureState::Held, None, HELD_PAUSE),
+            Disposition::Retry => {
+                let pause = self.pause;
+                self.pause = (pause * 2).min(LONGEST_PAUSE);
+                (CaptureState::Waiting, None, pause)
+            }
+            Disposition::Halt(code) if code.mendable() => {
+                (CaptureState::Halted, Some(code), Duration::from_secs(RETRY_HALTED_SECONDS))
+            }
+            // Loss stays until a new copy: only the end ends the wait.
+            Disposition::Halt(code) => (CaptureState::Halted, Some(code), Duration::MAX / 4),
+        };
+        match (halt, seen) {
+            (_, true) => tracing::debug!(source, error = %text, "again"),
+            (Some(code), false) => tracing::error!(source, %code, error = %text, remedy = code.explain().remedy, "halted"),
+            (None, false) => tracing::warn!(source, error = %text, "trying again"),
+        }
+        self.site.status.send_modify(|status| {
+            super::enter(status, state);
+            status.halt = halt;
+            status.error = Some(text);
+            if state != CaptureState::Held {
+                status.held_by = None;
+            }
+        });
+        Some(pause)
+    }
+
+    /// Starts to look at what the slot retains as soon as the slot's name is known; goes on whatever becomes of the stream (I7).
+    async fn watch_retention(&mut self) {
+        if self.retention.as_ref().is_some_and(|task| !task.0.is_finished()) {
+            return;
+        }
+        let site = &self.site;
+        if let Ok(history) = recover::identity(&site.queue, &site.source.name).await {
+            let look = retention::run(
+                site.source.connect.clone(),
+                site.application_name.clone(),
+                history.slot,
+                site.source.retain_max_bytes,
+                Arc::clone(&site.status),
+            );
+            self.retention = Some(Owned(tokio::spawn(look)));
+        }
+    }
+
+    /// Comes back when the slot must be dropped to save the source; never when only an alarm was asked for.
+    fn past_budget(&self) -> impl Future<Output = ()> + use<> {
+        let mut status = self.site.status.subscribe();
+        let drops = self.site.source.on_retain_limit == OnRetainLimit::DropSlot;
+        async move {
+            if !drops || status.wait_for(|s| s.retention.exceeded).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn drop_slot_for_budget(&self) -> Error {
+        self.drop_slot().await;
+        let retention = self.site.status.borrow().retention;
+        let message = format!(
+            "the slot retained {} bytes, more than retain_max_bytes ({}), and was dropped as on_retain_limit asks",
+            retention.retained_bytes, retention.budget_bytes
+        );
+        Error::halt(HaltCode::SlotMissing, message)
+    }
+
+    async fn drop_slot(&self) {
+        let Some(slot) = self.site.status.borrow().slot.clone() else { return };
+        let settings = [("application_name", self.site.application_name.as_str())];
+        let dropped = async {
+            let mut client = PgClient::connect_with(&self.site.source.connect, Mode::Sql, Side::Source, &settings).await?;
+            slot::drop(&mut client, &slot).await
+        };
+        match dropped.await {
+            Ok(true) => tracing::error!(slot, "dropped the slot: it retained more than retain_max_bytes"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(slot, %error, "the slot retains more than retain_max_bytes and could not be dropped"),
+        }
+        // Seen again only when it is measured again.
+        self.site.status.send_modify(|status| status.retention.exceeded = false);
+    }
+}

@@ -1,0 +1,551 @@
+//! One connection's life: from taking over to the first failure or the end.
+//!
+//! One `select!` loop, in this order of priority, so that nothing downstream keeps the source waiting for an answer:
+//!
+//! 1. **the queue**: hand over the next record, or hear what has become durable; feedback goes out right after (at most every
+//!    [`FEEDBACK_EVERY`] under load, at once when nothing is on its way)
+//! 2. **the end**: cancellation, or the upkeep task's failure
+//! 3. **ticks**: feedback repeated, progress of an idle source, silence, status
+//! 4. **the source**: one message, then all that has been read already; the batch is given when the socket has nothing more
+//! 5. **a large transaction** in hand, a megabyte at a time
+//!
+//! The source is not read while the queue accepts nothing more ([`OUTBOX_BYTES`]), while it is full (I6), or while a large transaction is being given. The walsender
+//! then blocks in its send and still takes our feedback, which the ticks repeat.
+//!
+//! Deadlocks considered: the queue counts as full by what its slowest consumer has *committed*, which does not move inside a large transaction; so
+//! fullness is looked at before the first part and never between parts. A transaction larger than the whole queue would wait for ever; it halts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::append::LogWriter;
+use super::assemble::Assembler;
+use super::heartbeat::{self, Pulse};
+use super::postgres::catalog::{Catalog, XidClock};
+use super::postgres::decode::{Commit, PgOutput, decode};
+use super::postgres::relations::Relations;
+use super::postgres::stream::{ReplicationStream, StreamMessage};
+use super::status::{CaptureState, CaptureStatus};
+use super::translate::{Emission, Step, Tools, encode, unresolved};
+use super::upkeep::{Slowest, Written};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{ChangeEncoder, Lsn, Position, Progress, TransactionHeader};
+use crate::failpoint;
+use crate::halt::HaltCode;
+use crate::queue::DurablePosition;
+
+/// Records that the queue has not accepted: past this the source is not read.
+const OUTBOX_BYTES: usize = 4 << 20;
+/// Messages worked off before the loop looks at everything else again.
+const TURN_BYTES: usize = 1 << 20;
+/// Pause between two feedbacks while records are on their way.
+const FEEDBACK_EVERY: Duration = Duration::from_millis(50);
+/// Time for what is on its way when the work is to end.
+const DRAIN_WAIT: Duration = Duration::from_secs(5);
+
+/// What one connection works with, made by [`super::connect`].
+pub(super) struct Parts {
+    pub log: LogWriter,
+    pub stream: ReplicationStream,
+    pub catalog: Catalog,
+    pub xids: XidClock,
+    pub assembler: Assembler,
+    pub queue_max_bytes: u64,
+    pub heartbeat_interval: Duration,
+    pub written: watch::Sender<Written>,
+    pub slowest: watch::Receiver<Option<Slowest>>,
+    pub pulse: watch::Receiver<Pulse>,
+    pub status: Arc<watch::Sender<CaptureStatus>>,
+}
+
+/// A task that ends with its owner.
+pub(super) struct Owned<T>(pub JoinHandle<T>);
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The loop's state.
+pub(super) struct Worker {
+    parts: Parts,
+    relations: Relations,
+    encoder: ChangeEncoder,
+    emission: Option<Emission>,
+    /// The emission waits for room for so many bytes.
+    wants_room: Option<u64>,
+    wal_end: Lsn,
+    server_time_us: i64,
+    confirmed: Option<DurablePosition>,
+    last_feedback: Instant,
+    last_repeat: Instant,
+    last_progress: Instant,
+    /// Something came from the source, or we did not listen.
+    last_heard: Instant,
+    totals: Totals,
+}
+
+/// What the process has captured, connections before this one included.
+#[derive(Clone, Copy, Debug)]
+struct Totals {
+    transactions: u64,
+    changes: u64,
+    /// Bytes of the process minus the stream's total: stays the same while both grow.
+    bytes_offset: i64,
+}
+
+impl Worker {
+    pub(super) fn new(parts: Parts) -> Self {
+        let now = Instant::now();
+        let totals = {
+            let status = parts.status.borrow();
+            let bytes_offset = status.bytes.cast_signed() - parts.log.bytes_total().cast_signed();
+            Totals { transactions: status.transactions, changes: status.changes, bytes_offset }
+        };
+        Self {
+            parts,
+            relations: Relations::default(),
+            encoder: ChangeEncoder::default(),
+            emission: None,
+            wants_room: None,
+            wal_end: Lsn(0),
+            server_time_us: 0,
+            confirmed: None,
+            last_feedback: now,
+            last_repeat: now,
+            last_progress: now,
+            last_heard: now,
+            totals,
+        }
+    }
+
+    /// Works until it is cancelled or something fails.
+    pub(super) async fn run(&mut self, upkeep: &mut Owned<Result<()>>, cancel: &CancellationToken) -> Result<()> {
+        let mut ticks = tokio::time::interval((self.parts.heartbeat_interval / 4).max(Duration::from_millis(5)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.feed_back().await?;
+            let full = self.is_full();
+            self.tell_upkeep(full);
+            let listening = self.emission.is_none() && !full && self.parts.log.waiting_bytes() < OUTBOX_BYTES;
+            if !listening {
+                self.last_heard = Instant::now();
+            }
+            let emitting = self.emission.is_some() && self.wants_room.is_none_or(|bytes| self.has_room(bytes));
+            let emitting = emitting && self.parts.log.waiting_bytes() < OUTBOX_BYTES;
+            tokio::select! {
+                biased;
+                moved = self.parts.log.advance(), if self.parts.log.is_busy() => drop(moved?),
+                () = cancel.cancelled() => return self.finish().await,
+                ended = &mut upkeep.0 => return Err(upkeep_ended(ended)),
+                _ = ticks.tick() => self.tick().await?,
+                changed = self.parts.slowest.changed() => if changed.is_err() {
+                    // The upkeep has ended: its own branch says why.
+                    tokio::task::yield_now().await;
+                },
+                message = self.parts.stream.next(), if listening => {
+                    self.take(message?).await?;
+                    self.take_more().await?;
+                }
+                () = std::future::ready(()), if emitting => self.emit().await?,
+            }
+        }
+    }
+
+    /// Takes what has been read already, up to a turn's worth; gives the batch when the socket is empty.
+    async fn take_more(&mut self) -> Result<()> {
+        let mut worked = 0;
+        while worked < TURN_BYTES && self.emission.is_none() && self.parts.log.waiting_bytes() < OUTBOX_BYTES {
+            match self.parts.stream.try_next()? {
+                Some(message) => {
+                    if let StreamMessage::XLogData(data) = &message {
+                        worked += data.payload.len() + 32;
+                    }
+                    self.take(message).await?;
+                }
+                None if self.parts.stream.more().await? => {}
+                None => {
+                    self.parts.log.flush();
+                    break;
+                }
+            }
+        }
+        self.last_heard = Instant::now();
+        Ok(())
+    }
+
+    async fn take(&mut self, message: StreamMessage) -> Result<()> {
+        match message {
+            StreamMessage::Keepalive(keepalive) => {
+                self.last_heard = Instant::now();
+                self.wal_end = self.wal_end.max(keepalive.wal_end);
+                self.server_time_us = keepalive.server_time_us;
+                if keepalive.reply_requested {
+                    self.repeat_feedback(false).await?;
+                }
+                Ok(())
+            }
+            StreamMessage::XLogData(data) => {
+                self.take_output(&data.payload).await.map_err(|e| e.context(format!("at {}", data.wal_start)))
+            }
+        }
+    }
+
+    async fn take_output(&mut self, payload: &Bytes) -> Result<()> {
+        let in_block = self.parts.assembler.in_block();
+        let message = decode(payload, in_block)?;
+        match message {
+            PgOutput::Begin { final_lsn, xid, .. } => {
+                // A commit record that begins before what is in the log is in the log.
+                let known = self.given().is_some_and(|given| final_lsn < given);
+                self.parts.assembler.begin(xid, known)
+            }
+            PgOutput::Commit(commit) => self.commit(commit),
+            PgOutput::Origin { name, .. } => self.origin(name, in_block),
+            PgOutput::StreamStart { xid, first } => self.parts.assembler.stream_start(xid, first),
+            PgOutput::StreamStop => self.parts.assembler.stream_stop(),
+            PgOutput::StreamAbort { xid, subxid } => {
+                self.parts.assembler.stream_abort(xid, subxid);
+                Ok(())
+            }
+            PgOutput::StreamCommit { xid, commit } => {
+                let mut streamed = self.parts.assembler.stream_commit(xid)?;
+                let header = self.header(xid.0, commit, streamed.origin.take());
+                self.check_kept(streamed.held.is_lost(), streamed.held.len(), &header)?;
+                let known = self.is_known(commit.end_lsn);
+                self.emission = Some(Emission::streamed(header, known, streamed, &self.relations));
+                Ok(())
+            }
+            PgOutput::Message { transactional: false, lsn, prefix, content, .. } => self.message(lsn, prefix, content),
+            _ if in_block => {
+                self.parts.assembler.push_message(payload)?;
+                self.make_room().await
+            }
+            PgOutput::Relation(relation) => {
+                self.relations.note_relation(relation.oid, payload, false);
+                Ok(())
+            }
+            PgOutput::Type { oid, namespace, name, .. } => {
+                self.relations.note_type(oid, namespace, name);
+                Ok(())
+            }
+            PgOutput::Message { prefix: heartbeat::PREFIX, .. } => {
+                self.parts.assembler.open()?.heartbeat = true;
+                Ok(())
+            }
+            change => self.change(&change).await,
+        }
+    }
+
+    async fn change(&mut self, change: &PgOutput<'_>) -> Result<()> {
+        if self.parts.assembler.open()?.known {
+            return Ok(());
+        }
+        while let Some(oid) = unresolved(change, &self.relations) {
+            self.relations.resolve(oid, &mut self.parts.catalog, &mut self.parts.log).await?;
+        }
+        if let Some(bytes) = encode(change, &self.relations, &mut self.encoder)? {
+            self.parts.assembler.push_change(bytes)?;
+            self.make_room().await?;
+        }
+        Ok(())
+    }
+
+    async fn make_room(&mut self) -> Result<()> {
+        if self.parts.assembler.is_over_budget() {
+            self.parts.assembler.make_room().await?;
+        }
+        Ok(())
+    }
+
+    fn origin(&mut self, name: &str, in_block: bool) -> Result<()> {
+        let origin = Some(name.to_owned());
+        if in_block {
+            self.parts.assembler.streaming()?.origin = origin;
+        } else {
+            self.parts.assembler.open()?.origin = origin;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: Commit) -> Result<()> {
+        let mut whole = self.parts.assembler.commit()?;
+        if whole.known || self.is_known(commit.end_lsn) {
+            whole.held.release(self.parts.assembler.space());
+            return Ok(());
+        }
+        let header = self.header(whole.xid.0, commit, whole.origin.take());
+        self.check_kept(whole.held.is_lost(), whole.held.len(), &header)?;
+        if whole.change_count == 0 {
+            return self.empty(&header, whole.heartbeat);
+        }
+        let small = whole.held.in_one_piece().filter(|bytes| bytes.len() <= self.parts.log.whole_bytes());
+        if let Some(changes) = small {
+            self.parts.log.give_transaction(&header, whole.change_count, changes);
+            self.totals.transactions += 1;
+            self.totals.changes += whole.change_count;
+        } else {
+            self.totals.changes += whole.change_count;
+            self.emission = Some(Emission::whole(header, whole.change_count, whole.held));
+        }
+        Ok(())
+    }
+
+    /// Nothing of the transaction is for the log. Our heartbeat becomes a progress record; the rest goes with the next one.
+    fn empty(&mut self, header: &TransactionHeader, heartbeat: bool) -> Result<()> {
+        self.wal_end = self.wal_end.max(header.position.lsn()?);
+        if heartbeat {
+            let progress = Progress { position: header.position, source_time_us: header.commit_time_us, heartbeat: true };
+            self.parts.log.give_progress(progress);
+            self.last_progress = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, lsn: Lsn, prefix: &str, content: &[u8]) -> Result<()> {
+        if prefix == heartbeat::PREFIX || self.given().is_some_and(|given| lsn < given) {
+            return Ok(());
+        }
+        self.parts.log.give_message(lsn, prefix, Bytes::copy_from_slice(content))
+    }
+
+    /// One step of the large transaction in hand.
+    async fn emit(&mut self) -> Result<()> {
+        let Some(emission) = &mut self.emission else { return Ok(()) };
+        let parts = &mut self.parts;
+        let mut tools = Tools {
+            relations: &mut self.relations,
+            catalog: &mut parts.catalog,
+            log: &mut parts.log,
+            encoder: &mut self.encoder,
+        };
+        if self.wants_room.take().is_some() {
+            emission.begin(&mut tools);
+            return Ok(());
+        }
+        let xid = emission.header().xid;
+        let step = emission.step(&mut tools).await.map_err(|e| e.context(format!("transaction {xid}")))?;
+        match step {
+            Step::More => return failpoint::hit("capture.mid_parts"),
+            Step::WantsRoom(bytes) => {
+                self.wants_room = Some(bytes);
+                if bytes > parts.queue_max_bytes {
+                    let message = format!(
+                        "transaction {xid} is {bytes} bytes of log, [queue] max_bytes is {}",
+                        parts.queue_max_bytes
+                    );
+                    return Err(Error::halt(HaltCode::TransactionTooLarge, message));
+                }
+                return Ok(());
+            }
+            Step::Done => self.totals.transactions += 1,
+            Step::Empty(_) => {}
+        }
+        let Some(emission) = self.emission.take() else { return Ok(()) };
+        let header = emission.header().clone();
+        emission.into_held().release(self.parts.assembler.space());
+        if let Step::Empty(heartbeat) = step
+            && !self.is_known(header.position.lsn()?)
+        {
+            self.empty(&header, heartbeat)?;
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, xid: u32, commit: Commit, origin: Option<String>) -> TransactionHeader {
+        TransactionHeader {
+            xid: self.parts.xids.widen(xid),
+            position: Position::Lsn(commit.end_lsn),
+            commit_lsn: commit.commit_lsn,
+            commit_time_us: commit.commit_time_us,
+            origin,
+        }
+    }
+
+    fn check_kept(&mut self, lost: bool, bytes: u64, header: &TransactionHeader) -> Result<()> {
+        if !lost {
+            return Ok(());
+        }
+        let limit = self.parts.assembler.space().max_bytes();
+        let needed = bytes + self.parts.assembler.spilled_bytes();
+        let message = format!("transaction {} at {} needs {needed} bytes of spill space, spill_max_bytes is {limit}", header.xid, header.position);
+        Err(Error::halt(HaltCode::TransactionTooLarge, message))
+    }
+
+    fn given(&self) -> Option<Lsn> {
+        self.parts.log.given().and_then(|position| position.lsn().ok())
+    }
+
+    fn is_known(&self, end: Lsn) -> bool {
+        self.given().is_some_and(|given| end <= given)
+    }
+
+    /// Bytes from the slowest consumer to the end.
+    fn queued_bytes(&self) -> u64 {
+        let behind = |slowest: &Slowest| self.parts.log.bytes_total().saturating_sub(slowest.bytes_before);
+        self.parts.slowest.borrow().as_ref().map_or(0, behind)
+    }
+
+    fn is_full(&self) -> bool {
+        self.queued_bytes() >= self.parts.queue_max_bytes && !self.all_caught_up()
+    }
+
+    /// Room for a large transaction: what is queued and it together fit, or nothing is queued.
+    fn has_room(&self, bytes: u64) -> bool {
+        self.queued_bytes().saturating_add(bytes) <= self.parts.queue_max_bytes || self.all_caught_up()
+    }
+
+    fn all_caught_up(&self) -> bool {
+        self.parts.slowest.borrow().as_ref().is_none_or(|slowest| slowest.number >= self.parts.log.last())
+    }
+
+    fn tell_upkeep(&self, full: bool) {
+        let waiting = full || self.wants_room.is_some_and(|bytes| !self.has_room(bytes));
+        let next = Written { base: self.parts.log.durable_base(), waiting };
+        self.parts.written.send_if_modified(|now| {
+            let moved = *now != next;
+            *now = next;
+            moved
+        });
+    }
+
+    /// Confirms what has become durable (I1).
+    async fn feed_back(&mut self) -> Result<()> {
+        let Some(durable) = self.parts.log.durable().filter(|durable| self.confirmed.is_none_or(|c| c < *durable)) else {
+            return Ok(());
+        };
+        if self.parts.log.is_busy() && self.last_feedback.elapsed() < FEEDBACK_EVERY {
+            return Ok(());
+        }
+        failpoint::hit("capture.before_feedback")?;
+        self.parts.stream.send_feedback(durable, false).await?;
+        failpoint::hit("capture.after_feedback")?;
+        self.confirmed = Some(durable);
+        self.last_feedback = Instant::now();
+        Ok(())
+    }
+
+    async fn repeat_feedback(&mut self, reply: bool) -> Result<()> {
+        self.last_repeat = Instant::now();
+        self.parts.stream.repeat_feedback(reply).await
+    }
+
+    async fn tick(&mut self) -> Result<()> {
+        if self.last_repeat.elapsed() >= self.parts.heartbeat_interval / 2 {
+            // With a request to answer: the answer's absence is how a half-open connection is noticed.
+            self.repeat_feedback(true).await?;
+        }
+        self.progress();
+        self.report();
+        self.check_silence().await
+    }
+
+    /// An idle source, or one whose changes are not published: the log says how far it stands, and then the source may forget (I1, I7).
+    fn progress(&mut self) {
+        let idle = !self.parts.assembler.in_transaction() && self.emission.is_none() && !self.is_full();
+        let due = self.last_progress.elapsed() >= self.parts.heartbeat_interval;
+        if idle && due && self.given().is_none_or(|given| given < self.wal_end) {
+            let progress =
+                Progress { position: Position::Lsn(self.wal_end), source_time_us: self.server_time_us, heartbeat: false };
+            self.parts.log.give_progress(progress);
+            self.last_progress = Instant::now();
+        }
+    }
+
+    /// The walsender answers at once unless it is busy decoding what is not for us. So after a heartbeat of silence the source is asked over
+    /// another connection what the walsender does, and given the second one for the answer.
+    async fn check_silence(&mut self) -> Result<()> {
+        let heard = self.last_heard.max(self.parts.stream.last_heard());
+        // What has arrived while this process stood still counts.
+        if heard.elapsed() < self.parts.heartbeat_interval || self.parts.stream.try_fill()? {
+            return Ok(());
+        }
+        let sql = format!("SELECT wait_event FROM pg_catalog.pg_stat_activity WHERE pid = {}", self.parts.stream.backend_pid());
+        let wait = self.parts.heartbeat_interval;
+        let silent = |why: &str| {
+            let message = format!("the source has been silent for {:.1} s and {why}", heard.elapsed().as_secs_f32());
+            Error::new(ErrorKind::Connection, message)
+        };
+        let rows = self.parts.catalog.client().simple_query_within(&sql, wait).await;
+        let rows = rows.map_err(|e| silent("does not answer on another connection either").with_source(e))?;
+        let Some(row) = rows.first() else {
+            return Err(silent("its walsender is gone"));
+        };
+        match row.get(0) {
+            // It waits for us, or for nothing: what it says does not reach us.
+            Some("WalSenderMain" | "WalSenderWaitForWAL" | "WalSenderWaitWal" | "WalSenderWriteData" | "ClientRead" | "ClientWrite") => {
+                if heard.elapsed() >= 2 * wait { Err(silent("its walsender waits for us")) } else { Ok(()) }
+            }
+            _ => {
+                self.last_heard = Instant::now();
+                Ok(())
+            }
+        }
+    }
+
+    fn report(&self) {
+        let full = self.is_full() || self.wants_room.is_some_and(|bytes| !self.has_room(bytes));
+        let state = if full { CaptureState::QueueFull } else { CaptureState::Streaming };
+        let heartbeat_error = match &*self.parts.pulse.borrow() {
+            Pulse::Starting | Pulse::Beating => None,
+            Pulse::ReadOnly => Some("the source takes no writes".to_owned()),
+            Pulse::Failing(error) => Some(error.clone()),
+        };
+        let slowest = self.parts.slowest.borrow().as_ref().map(|slowest| slowest.name.clone());
+        let (log, queued_bytes) = (&self.parts.log, self.queued_bytes());
+        self.parts.status.send_modify(|status| {
+            super::enter(status, state);
+            status.received = self.given().max(Some(self.wal_end).filter(|lsn| lsn.0 > 0)).map(Position::Lsn);
+            status.received_time_us = Some(self.server_time_us).filter(|us| *us > 0);
+            status.appended = log.given();
+            status.durable = log.durable().map(DurablePosition::get);
+            status.confirmed = self.confirmed.map(DurablePosition::get);
+            status.source_time_us = Some(log.source_time_us()).filter(|us| *us > 0);
+            status.number = Some(log.last());
+            status.bytes_total = log.bytes_total();
+            status.changes_total = log.changes_total();
+            status.slowest = slowest;
+            status.queued_bytes = queued_bytes;
+            status.heartbeat_error = heartbeat_error;
+            status.buffered_bytes = self.parts.assembler.memory_bytes();
+            status.transactions = self.totals.transactions;
+            status.changes = self.totals.changes;
+            status.bytes = log.bytes_total().saturating_add_signed(self.totals.bytes_offset);
+            status.spilled_bytes = self.parts.assembler.spilled_bytes();
+        });
+    }
+
+    /// The orderly end: what was given becomes durable and is confirmed; a large transaction in hand is left, and voided by the next fence.
+    async fn finish(&mut self) -> Result<()> {
+        let drained = tokio::time::timeout(DRAIN_WAIT, self.parts.log.drain()).await;
+        if let Ok(result) = drained {
+            result?;
+        }
+        if let Some(durable) = self.parts.log.durable() {
+            self.parts.stream.send_feedback(durable, false).await?;
+            self.confirmed = Some(durable);
+        }
+        self.report();
+        Err(Error::new(ErrorKind::Cancelled, "capture was asked to end"))
+    }
+
+    /// Lets go of the slot.
+    pub(super) async fn close(self) -> Result<()> {
+        self.parts.stream.close().await
+    }
+}
+
+fn upkeep_ended(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Error {
+    match ended {
+        Ok(Ok(())) => Error::new(ErrorKind::Unexpected, "the queue's upkeep ended early"),
+        Ok(Err(error)) => error,
+        Err(error) => Error::new(ErrorKind::Unexpected, "the queue's upkeep panicked").with_source(error),
+    }
+}
