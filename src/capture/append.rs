@@ -33,8 +33,8 @@ use super::takeover::Claim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::record::{HEADER_BYTES, encode_frame};
 use crate::event::{
-    Body, Epoch, Genesis, History, Lsn, Message, Nonce, Part, Position, Progress, QueueOffset, RecordHeader, RecordKind, RecordNumber,
-    SchemaId, SlotStart, StreamId, TableSchema, TransactionHeader, write_transaction,
+    Body, Epoch, Genesis, History, Lsn, Message, Nonce, Part, Position, Progress, QueueOffset, RecordHeader, RecordKind,
+    RecordNumber, SchemaId, SlotStart, StreamId, TableSchema, TransactionHeader, write_transaction,
 };
 use crate::failpoint;
 use crate::queue::{Durable, DurablePosition, QueueWriter, Ticket};

@@ -137,7 +137,10 @@ impl Site {
         let Some(holder) = slot::holder(catalog.client(), pid).await? else { return Ok(()) };
         if holder.application_name == self.application_name {
             catalog.client().simple_query(&format!("SELECT pg_catalog.pg_terminate_backend({pid})")).await?;
-            return Err(Error::new(ErrorKind::Busy, format!("slot '{slot}' was still read by an earlier connection of this process")));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("slot '{slot}' was still read by an earlier connection of this process"),
+            ));
         }
         self.status.send_modify(|status| status.held_by = Some(holder.to_string()));
         Err(Error::new(ErrorKind::Held, format!("slot '{slot}' is read by {holder}")))

@@ -61,7 +61,9 @@ fn tell(before: &Pulse, now: &Pulse) {
         (Pulse::Failing(_), Pulse::Failing(_)) => {}
         (before, now) if before == now => {}
         (_, Pulse::Failing(error)) => tracing::warn!(%error, "heartbeat failed"),
-        (_, Pulse::ReadOnly) => tracing::warn!("the source takes no writes, so no heartbeats: lag is known only while it changes"),
+        (_, Pulse::ReadOnly) => {
+            tracing::warn!("the source takes no writes, so no heartbeats: lag is known only while it changes")
+        }
         (Pulse::Starting, _) => {}
         (_, _) => tracing::info!("heartbeats again"),
     }

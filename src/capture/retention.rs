@@ -40,7 +40,13 @@ pub struct Retention {
 }
 
 /// Looks until it is dropped.
-pub async fn run(to: PgConnect, application_name: String, slot: String, budget_bytes: u64, status: Arc<watch::Sender<CaptureStatus>>) -> Result<()> {
+pub async fn run(
+    to: PgConnect,
+    application_name: String,
+    slot: String,
+    budget_bytes: u64,
+    status: Arc<watch::Sender<CaptureStatus>>,
+) -> Result<()> {
     let mut client = None;
     let mut rate = Rate::default();
     loop {
@@ -52,7 +58,9 @@ pub async fn run(to: PgConnect, application_name: String, slot: String, budget_b
                 let before = replace(&status, seen);
                 if seen.exceeded && !before.exceeded {
                     tracing::error!(
-                        slot, retained_bytes = seen.retained_bytes, budget_bytes,
+                        slot,
+                        retained_bytes = seen.retained_bytes,
+                        budget_bytes,
                         "the slot retains more of the source's log than retain_max_bytes"
                     );
                 } else if before.exceeded && !seen.exceeded {

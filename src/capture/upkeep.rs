@@ -89,7 +89,8 @@ impl Upkeep {
     fn check_newer(&self, registry: &BTreeMap<String, Bytes>) -> Result<()> {
         match WriterHint::newest(registry)? {
             Some(hint) if hint.epoch > self.epoch => {
-                let message = format!("stream '{}': a writer of epoch {} took over from epoch {}", self.stream, hint.epoch, self.epoch);
+                let message =
+                    format!("stream '{}': a writer of epoch {} took over from epoch {}", self.stream, hint.epoch, self.epoch);
                 Err(Error::new(ErrorKind::Fenced, message))
             }
             _ => Ok(()),

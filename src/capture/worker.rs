@@ -337,10 +337,8 @@ impl Worker {
             Step::WantsRoom(bytes) => {
                 self.wants_room = Some(bytes);
                 if bytes > parts.queue_max_bytes {
-                    let message = format!(
-                        "transaction {xid} is {bytes} bytes of log, [queue] max_bytes is {}",
-                        parts.queue_max_bytes
-                    );
+                    let message =
+                        format!("transaction {xid} is {bytes} bytes of log, [queue] max_bytes is {}", parts.queue_max_bytes);
                     return Err(Error::halt(HaltCode::TransactionTooLarge, message));
                 }
                 return Ok(());
@@ -375,7 +373,10 @@ impl Worker {
         }
         let limit = self.parts.assembler.space().max_bytes();
         let needed = bytes + self.parts.assembler.spilled_bytes();
-        let message = format!("transaction {} at {} needs {needed} bytes of spill space, spill_max_bytes is {limit}", header.xid, header.position);
+        let message = format!(
+            "transaction {} at {} needs {needed} bytes of spill space, spill_max_bytes is {limit}",
+            header.xid, header.position
+        );
         Err(Error::halt(HaltCode::TransactionTooLarge, message))
     }
 
@@ -480,8 +481,19 @@ impl Worker {
         };
         match row.get(0) {
             // It waits for us, or for nothing: what it says does not reach us.
-            Some("WalSenderMain" | "WalSenderWaitForWAL" | "WalSenderWaitWal" | "WalSenderWriteData" | "ClientRead" | "ClientWrite") => {
-                if heard.elapsed() >= 2 * wait { Err(silent("its walsender waits for us")) } else { Ok(()) }
+            Some(
+                "WalSenderMain"
+                | "WalSenderWaitForWAL"
+                | "WalSenderWaitWal"
+                | "WalSenderWriteData"
+                | "ClientRead"
+                | "ClientWrite",
+            ) => {
+                if heard.elapsed() >= 2 * wait {
+                    Err(silent("its walsender waits for us"))
+                } else {
+                    Ok(())
+                }
             }
             _ => {
                 self.last_heard = Instant::now();

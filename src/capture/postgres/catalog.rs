@@ -111,7 +111,8 @@ impl Catalog {
              LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisprimary \
              WHERE c.oid = {oid} ORDER BY a.attnum"
         );
-        let rows = self.client.simple_query_within(&sql, QUERY_WAIT).await.at(|| format!("the catalog's entry of table {oid}"))?;
+        let rows =
+            self.client.simple_query_within(&sql, QUERY_WAIT).await.at(|| format!("the catalog's entry of table {oid}"))?;
         let Some(first) = rows.first() else { return Ok(None) };
         let table = TableName::new(first.text("nspname")?, first.text("relname")?);
         let column = |row: &SimpleRow| {

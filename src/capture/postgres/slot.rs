@@ -107,7 +107,8 @@ pub fn check_confirmed(row: &SlotRow, slot: &str, end: Lsn) -> Result<()> {
     match row.confirmed_flush {
         Some(confirmed) if confirmed <= end => Ok(()),
         Some(confirmed) => {
-            let message = format!("slot '{slot}' is confirmed up to {confirmed}, the queue ends at {end}: what lies between is lost");
+            let message =
+                format!("slot '{slot}' is confirmed up to {confirmed}, the queue ends at {end}: what lies between is lost");
             Err(Error::halt(HaltCode::SlotAhead, message))
         }
         None => Err(Error::halt(HaltCode::SlotInvalidated, format!("slot '{slot}' has no confirmed_flush_lsn"))),
@@ -143,9 +144,7 @@ pub async fn holder(client: &mut PgClient, pid: i32) -> Result<Option<Holder>> {
     );
     let rows = client.simple_query(&sql).await?;
     rows.first()
-        .map(|row| {
-            Ok(Holder { pid, application_name: row.text("name")?.to_owned(), client: row.text("client")?.to_owned() })
-        })
+        .map(|row| Ok(Holder { pid, application_name: row.text("name")?.to_owned(), client: row.text("client")?.to_owned() }))
         .transpose()
 }
 
@@ -217,14 +216,15 @@ pub fn check_history(known: &History, server: Server, lineage: Vec<(u32, u64)>, 
     }
     let left = lineage.iter().find(|(timeline, _)| *timeline == known.timeline).map(|(_, switch)| Lsn(*switch));
     match left {
-        Some(switch) if switch >= end => {
-            Ok(Some(History { timeline: server.timeline, lineage, ..known.clone() }))
-        }
+        Some(switch) if switch >= end => Ok(Some(History { timeline: server.timeline, lineage, ..known.clone() })),
         Some(switch) => changed(format!(
             "the source is on timeline {}, which left timeline {} at {switch}, before the queue's end {end}: the queue holds changes that the source lost",
             server.timeline, known.timeline
         )),
-        None => changed(format!("the source is on timeline {}, which does not descend from timeline {}", server.timeline, known.timeline)),
+        None => changed(format!(
+            "the source is on timeline {}, which does not descend from timeline {}",
+            server.timeline, known.timeline
+        )),
     }
 }
 
