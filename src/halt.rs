@@ -107,6 +107,9 @@ halt_codes! {
     QueueCorrupt = "queue_corrupt", false,
         "A record in the queue does not match its checksum. It is not read past.",
         "Check the disk or the broker's storage. If the record can be restored from a good copy, put it back and restart; otherwise copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+    QueueDenied = "queue_denied", true,
+        "Kafka refused the connection, the user, the password or a right.",
+        "Run `millstream check`: it prints the kafka-acls.sh command. Mend the sasl.* and ssl.* properties under [queue.kafka] where they are wrong. The daemon goes on by itself after that.";
     StorageFailed = "storage_failed", true,
         "Reading or writing a local file failed, or an fsync did. What was not confirmed as durable is not treated as such.",
         "Look at the error beside this code and at the kernel's log, mend the disk or the rights, and restart the daemon.";

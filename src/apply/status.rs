@@ -1,7 +1,10 @@
 //! What an applier tells of itself, through a watch channel.
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 
+use super::lag::Lag;
 use crate::event::{ApplyEpoch, Position, RecordNumber};
 use crate::halt::HaltCode;
 
@@ -49,6 +52,9 @@ pub struct ApplyStatus {
     pub source_time_us: Option<i64>,
     /// When that was applied, by this daemon's clock, microseconds since 1970-01-01 UTC.
     pub applied_at_us: Option<i64>,
+    /// Freshness, to be asked for at any moment.
+    #[serde(skip)]
+    pub lag: Lag,
     /// Source transactions applied by this process.
     pub transactions: u64,
     /// Changes applied by this process.
@@ -65,4 +71,39 @@ pub struct ApplyStatus {
     pub halt: Option<HaltCode>,
     /// Last failure in words; kept until work goes on.
     pub error: Option<String>,
+}
+
+/// How long one measurement of a rate takes.
+const WINDOW: Duration = Duration::from_secs(2);
+
+/// Counts per second, over some seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    since: Instant,
+    count: u64,
+    last: f64,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { since: Instant::now(), count: 0, last: 0.0 }
+    }
+}
+
+impl Rate {
+    /// So many more.
+    pub fn add(&mut self, count: u64) {
+        self.count += count;
+    }
+
+    /// The rate of the last whole window.
+    pub fn per_second(&mut self) -> f64 {
+        let elapsed = self.since.elapsed();
+        if elapsed >= WINDOW {
+            self.last = self.count as f64 / elapsed.as_secs_f64();
+            self.since = Instant::now();
+            self.count = 0;
+        }
+        self.last
+    }
 }

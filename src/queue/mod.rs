@@ -26,6 +26,7 @@ use crate::error::Result;
 use crate::event::{Position, QueueOffset, RecordNumber};
 
 pub mod embedded;
+pub mod kafka;
 pub mod log;
 
 /// Counts a writer's accepted records: 1 for the first.
@@ -116,6 +117,13 @@ pub trait Queue: Send + Sync + 'static {
 
     /// The whole registry, as of some moment after the call began.
     async fn registry(&self, stream: &str) -> Result<BTreeMap<String, Bytes>>;
+
+    /// Tells the queue's own tools how far a consumer is: the last record it holds durably. A courtesy; nothing is decided by it,
+    /// and it need not arrive.
+    async fn publish_progress(&self, stream: &str, consumer: &str, taken: QueueOffset) -> Result<()> {
+        let (_, _, _) = (stream, consumer, taken);
+        Ok(())
+    }
 
     /// Removes the stream with everything it holds, registry included. For `teardown`.
     async fn destroy(&self, stream: &str) -> Result<()>;

@@ -3,7 +3,11 @@
 //! `support` starts servers and daemons and ends them, whatever happens to the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod check;
 mod conformance;
 mod crash;
+mod kafka;
+mod postgres_client;
+mod scenarios;
 mod selftest;
 mod support;

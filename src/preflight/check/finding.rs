@@ -71,6 +71,13 @@ impl Remedy {
         Self { place, steps: vec![statement.into()], restart: false }
     }
 
+    /// The same, with another step behind it. Steps are carried out one by one: ALTER SYSTEM shares no transaction.
+    #[must_use]
+    pub fn then(mut self, step: impl Into<String>) -> Self {
+        self.steps.push(step.into());
+        self
+    }
+
     /// A remedy elsewhere.
     #[must_use]
     pub fn at(place: Place, step: impl Into<String>) -> Self {

@@ -18,6 +18,9 @@ pub const SUPPORTED_MAJORS: std::ops::RangeInclusive<i32> = 14..=18;
 /// Clocks further apart than this are named.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(500);
 
+/// Has the server read its configuration again.
+pub(super) const RELOAD: &str = "SELECT pg_reload_conf()";
+
 /// What a server says of itself.
 #[derive(Clone, Debug)]
 pub struct ServerFacts {
@@ -189,7 +192,7 @@ pub async fn facts(findings: &mut Findings, connection: &mut PgConnection) -> sq
         );
     }
     if !row.get::<bool, _>(8) {
-        let remedy = Remedy::sql(findings.side(), "ALTER SYSTEM SET fsync = 'on'; SELECT pg_reload_conf()");
+        let remedy = Remedy::sql(findings.side(), "ALTER SYSTEM SET fsync = 'on'").then(RELOAD);
         findings.warn(
             "fsync",
             "fsync is off",

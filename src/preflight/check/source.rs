@@ -1,5 +1,7 @@
 //! What a source must have: logical WAL, room for a slot and a sender, the right to replicate and to read.
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
@@ -12,15 +14,20 @@ use crate::postgres::{Mode, PgClient};
 use crate::preflight::tables::TablePatterns;
 
 /// A transaction older than this is named: making a slot, and the first copy, wait for it.
-const LONG_TRANSACTION_SECONDS: i32 = 60;
+const LONG_TRANSACTION: Duration = Duration::from_secs(60);
 
 /// Checks a source.
 pub async fn check(source: &SourceConfig) -> (Findings, Option<ServerFacts>) {
+    check_with(source, LONG_TRANSACTION).await
+}
+
+/// Checks a source; transactions older than a limit are named.
+pub async fn check_with(source: &SourceConfig, long_transaction: Duration) -> (Findings, Option<ServerFacts>) {
     let mut findings = Findings::new(Side::Source, &source.name);
     let Some(mut connection) = server::connect(&mut findings, &source.connect).await else {
         return (findings, None);
     };
-    match look(&mut findings, source, &mut connection).await {
+    match look(&mut findings, source, long_transaction, &mut connection).await {
         Ok(facts) => (findings, Some(facts)),
         Err(error) => {
             findings.unknown("catalog", error.to_string(), "the rest could not be looked at", None);
@@ -33,7 +40,12 @@ fn sql_error(error: sqlx::Error) -> Error {
     sql::classify(error, sql::Side::Source)
 }
 
-async fn look(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> Result<ServerFacts> {
+async fn look(
+    findings: &mut Findings,
+    source: &SourceConfig,
+    long_transaction: Duration,
+    connection: &mut PgConnection,
+) -> Result<ServerFacts> {
     let facts = server::facts(findings, connection).await.map_err(sql_error)?;
     server::pooler(findings, &source.connect).await?;
     encoding(findings, &facts);
@@ -42,7 +54,7 @@ async fn look(findings: &mut Findings, source: &SourceConfig, connection: &mut P
     replication_right(findings, source, connection, &facts).await.map_err(sql_error)?;
     retention(findings, source, connection).await.map_err(sql_error)?;
     create_right(findings, connection, &facts).await.map_err(sql_error)?;
-    long_transactions(findings, connection).await.map_err(sql_error)?;
+    long_transactions(findings, long_transaction, connection).await.map_err(sql_error)?;
     let patterns = TablePatterns::parse(&source.tables)?;
     source_tables::check(findings, source, &patterns, connection, &facts).await.map_err(sql_error)?;
     Ok(facts)
@@ -185,7 +197,7 @@ async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &
     let budget = i64::try_from(source.retain_max_bytes >> 20).unwrap_or(i64::MAX);
     if megabytes >= 0 && megabytes < budget {
         let remedy =
-            Remedy::sql(Side::Source, format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{budget}MB'; SELECT pg_reload_conf()"));
+            Remedy::sql(Side::Source, format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{budget}MB'")).then(server::RELOAD);
         let what = format!("max_slot_wal_keep_size is {megabytes} MB, below retain_max_bytes ({budget} MB)");
         findings.warn(
             "retention",
@@ -216,12 +228,12 @@ async fn create_right(findings: &mut Findings, connection: &mut PgConnection, fa
     Ok(())
 }
 
-async fn long_transactions(findings: &mut Findings, connection: &mut PgConnection) -> sqlx::Result<()> {
+async fn long_transactions(findings: &mut Findings, limit: Duration, connection: &mut PgConnection) -> sqlx::Result<()> {
     let rows = sqlx::query(
         "SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::int8, coalesce(usename::text, ''), left(regexp_replace(query, '\\s+', ' ', 'g'), 60) \
          FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() AND xact_start < clock_timestamp() - make_interval(secs => $1) ORDER BY xact_start",
     )
-    .bind(f64::from(LONG_TRANSACTION_SECONDS))
+    .bind(limit.as_secs_f64())
     .fetch_all(&mut *connection)
     .await?;
     for row in &rows {
@@ -236,7 +248,7 @@ async fn long_transactions(findings: &mut Findings, connection: &mut PgConnectio
     }
     let prepared: Vec<(String, i64)> =
         sqlx::query_as("SELECT gid::text, extract(epoch FROM clock_timestamp() - prepared)::int8 FROM pg_prepared_xacts WHERE database = current_database() AND prepared < clock_timestamp() - make_interval(secs => $1)")
-            .bind(f64::from(LONG_TRANSACTION_SECONDS))
+            .bind(limit.as_secs_f64())
             .fetch_all(connection)
             .await?;
     for (gid, age) in &prepared {
@@ -249,7 +261,7 @@ async fn long_transactions(findings: &mut Findings, connection: &mut PgConnectio
         );
     }
     if rows.is_empty() && prepared.is_empty() {
-        findings.ok("long_transaction", format!("none over {LONG_TRANSACTION_SECONDS} s"));
+        findings.ok("long_transaction", format!("none over {} s", limit.as_secs()));
     }
     Ok(())
 }

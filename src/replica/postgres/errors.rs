@@ -4,11 +4,27 @@
 //! go into logs: of those only code, table, column, type and constraint are kept.
 
 use std::fmt::Write as _;
+use std::future::Future;
+use std::time::Duration;
 
 use sqlx::postgres::PgDatabaseError;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::halt::HaltCode;
+
+/// No statement outside of a batch or a copy may take longer.
+pub const SHORT_WAIT: Duration = Duration::from_secs(30);
+
+/// Runs one wait of sqlx's with a deadline. After a timeout the connection is in an unknown state and must be dropped.
+///
+/// # Errors
+/// The server's, classified; [`ErrorKind::Connection`] past the deadline.
+pub async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done.map_err(classify),
+        Err(_) => Err(Error::new(ErrorKind::Connection, format!("{what}: no answer within {} s", limit.as_secs()))),
+    }
+}
 
 /// Our error from sqlx's.
 #[must_use]

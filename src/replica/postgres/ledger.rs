@@ -11,52 +11,16 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row};
 
-use super::connect::{SHORT_WAIT, within};
-use super::errors;
+use super::errors::{self, SHORT_WAIT, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, History, StreamId, TableName};
 use crate::halt::HaltCode;
 use crate::queue::log::Cursor;
+pub use crate::replica::{ReplicaRow, Step};
 
 /// The ledger's migrations, for `init` and for an upgraded daemon.
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 const MIGRATION_WAIT: Duration = Duration::from_mins(2);
-
-/// The ledger's row of one replica.
-#[derive(Clone, Debug)]
-pub struct ReplicaRow {
-    /// The replica's name.
-    pub name: String,
-    /// Its source's name.
-    pub source: String,
-    /// The stream it reads.
-    pub stream: StreamId,
-    /// The source's identity.
-    pub history: History,
-    /// Up to where the log is applied; `None` for nothing yet.
-    pub cursor: Option<Cursor>,
-    /// The applier in force.
-    pub apply_epoch: ApplyEpoch,
-    /// The source's clock at the cursor.
-    pub source_time_us: Option<i64>,
-    /// Source transactions applied.
-    pub transactions: u64,
-    /// Changes applied.
-    pub changes: u64,
-}
-
-/// What one replica transaction adds to the ledger.
-#[derive(Clone, Debug)]
-pub struct Step {
-    /// The new place in the log.
-    pub cursor: Cursor,
-    /// The source's clock there, when the batch says.
-    pub source_time_us: Option<i64>,
-    /// Source transactions in the batch.
-    pub transactions: u64,
-    /// Changes in the batch.
-    pub changes: u64,
-}
 
 /// How far the first copy of a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +149,8 @@ pub async fn raise_epoch(connection: &mut PgConnection, name: &str) -> Result<Re
 pub async fn step(connection: &mut PgConnection, name: &str, epoch: ApplyEpoch, step: &Step, limit: Duration) -> Result<()> {
     let query = sqlx::query(
         "UPDATE millstream.replica SET cursor = $3, position = $4, source_time_us = coalesce($5, source_time_us), \
-         transactions = transactions + $6, changes = changes + $7, writer_epoch = $8, applied_at = clock_timestamp() \
+         transactions = transactions + $6, changes = changes + $7, writer_epoch = $8, history = coalesce($9, history), \
+         applied_at = clock_timestamp() \
          WHERE name = $1 AND apply_epoch = $2",
     )
     .bind(name)
@@ -195,7 +160,8 @@ pub async fn step(connection: &mut PgConnection, name: &str, epoch: ApplyEpoch, 
     .bind(step.source_time_us)
     .bind(step.transactions.cast_signed())
     .bind(step.changes.cast_signed())
-    .bind(step.cursor.epoch.0.cast_signed());
+    .bind(step.cursor.epoch.0.cast_signed())
+    .bind(step.history.as_ref().map(Json));
     let done = within(limit, "moving the ledger's cursor", query.execute(connection)).await?;
     if done.rows_affected() == 1 { Ok(()) } else { Err(fenced(name, epoch)) }
 }
@@ -207,6 +173,18 @@ pub async fn step(connection: &mut PgConnection, name: &str, epoch: ApplyEpoch, 
 /// [`ErrorKind::Fenced`] when a newer applier took over.
 pub async fn hold_epoch(connection: &mut PgConnection, name: &str, epoch: ApplyEpoch) -> Result<()> {
     let query = sqlx::query("SELECT 1 FROM millstream.replica WHERE name = $1 AND apply_epoch = $2 FOR SHARE")
+        .bind(name)
+        .bind(epoch.0.cast_signed());
+    let row = within(SHORT_WAIT, "checking the apply epoch", query.fetch_optional(connection)).await?;
+    row.map(drop).ok_or_else(|| fenced(name, epoch))
+}
+
+/// Like [`hold_epoch`], alone: for the one applier, whose step comes later in the same transaction.
+///
+/// # Errors
+/// [`ErrorKind::Fenced`] when a newer applier took over.
+pub async fn hold_epoch_alone(connection: &mut PgConnection, name: &str, epoch: ApplyEpoch) -> Result<()> {
+    let query = sqlx::query("SELECT 1 FROM millstream.replica WHERE name = $1 AND apply_epoch = $2 FOR UPDATE")
         .bind(name)
         .bind(epoch.0.cast_signed());
     let row = within(SHORT_WAIT, "checking the apply epoch", query.fetch_optional(connection)).await?;

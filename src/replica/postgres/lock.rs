@@ -3,7 +3,7 @@
 
 use sqlx::{PgConnection, Row};
 
-use super::connect::{SHORT_WAIT, within};
+use super::errors::{SHORT_WAIT, within};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Takes the lock of a replica for this session.

@@ -2,5 +2,6 @@
 
 pub mod queue;
 mod queue_embedded;
+mod queue_kafka;
 mod queue_log;
 pub mod records;

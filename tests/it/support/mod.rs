@@ -6,6 +6,7 @@
 //! | file | what it gives |
 //! |---|---|
 //! | `postgres` | servers: start, crash, freeze, restart, TLS, rights; `shared()` for tests that only need a database |
+//! | `kafka` | brokers in their JVMs: `shared()`, clusters, TLS, SASL, ACLs; kill, pause, restart |
 //! | `daemon` | an installation of `millstream` in a folder: commands, daemons, HTTP |
 //! | `proxy` | TCP between them: stall, refuse, delay, reset, an answer lost |
 //! | `workload`, `workload_ops` | live writers by seed |
@@ -17,6 +18,7 @@
 pub mod compare;
 pub mod daemon;
 pub mod files;
+pub mod kafka;
 pub mod postgres;
 pub mod prefix;
 pub mod process;

@@ -1,0 +1,278 @@
+//! One claimed replica, from its ledger's cursor on, until something fails.
+//!
+//! ```text
+//! read-ahead ─► next unit ─► merge ─► (full | barrier | nothing more now) ─► apply ─► committed: report, status, catch-up
+//!                  │                                                            ▲
+//!                  └─ piece of a huge transaction ─► replica transaction open ──┘ at its last piece
+//! ```
+//!
+//! Nothing here survives a failure: the session is dropped and the ledger read anew.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::first_copy::{CatchUp, Schemas};
+use super::lag::now_us;
+use super::merge::{Batch, Merger};
+use super::progress::Reporter;
+use super::read::{Piece, ReadAhead, Transactions, Unit};
+use super::status::{ApplyState, ApplyStatus, Rate};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::TableSchema;
+use crate::halt::HaltCode;
+use crate::queue::log::Cursor;
+use crate::replica::{Replica, Step};
+
+/// The ledger moves at least this often when only progress comes.
+const IDLE_STEP: Duration = Duration::from_secs(1);
+/// With a deep backlog, a batch waits this long for more: fewer, larger replica transactions, and a core left to the walsender.
+const HOLD: Duration = Duration::from_millis(50);
+/// The backlog is deep when the source's clock is this far ahead of what is applied.
+const DEEP_US: i64 = 1_000_000;
+
+/// A claimed replica at work.
+pub struct Session<'a> {
+    /// The replica.
+    pub replica: Box<dyn Replica>,
+    /// The log.
+    pub log: ReadAhead,
+    /// Collects batches.
+    pub merger: Merger,
+    /// Table versions seen.
+    pub schemas: Schemas,
+    /// Until tables of a first copy are live.
+    pub catch_up: Option<Box<dyn CatchUp>>,
+    /// Tells the queue.
+    pub reporter: Reporter,
+    /// Tells everybody else.
+    pub status: &'a watch::Sender<ApplyStatus>,
+    /// Changes per second.
+    pub rate: Rate,
+    /// When the ledger last moved.
+    pub stepped: Instant,
+    /// A unit that the batch in hand could not take.
+    pub carried: VecDeque<Unit>,
+    /// A huge transaction is open on the replica.
+    pub large: bool,
+}
+
+/// What to do next.
+enum Next {
+    Batch(Batch),
+    Piece(Piece),
+    Voided,
+}
+
+impl Session<'_> {
+    /// Applies until something fails or the work is cancelled, which is noticed between batches. Dropping it is safe at any await: the replica rolls back, or has committed and the ledger says so.
+    ///
+    /// # Errors
+    /// Always, in the end.
+    pub async fn run(&mut self, cancel: &CancellationToken) -> Result<()> {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "asked to end")),
+                next = self.next() => next?,
+            };
+            match next {
+                Next::Batch(batch) if batch.is_idle() => self.advance(&batch).await?,
+                Next::Batch(batch) => self.apply(&batch).await?,
+                Next::Piece(piece) => self.apply_piece(piece).await?,
+                Next::Voided => self.void().await?,
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Next> {
+        loop {
+            let Some(unit) = self.next_unit().await? else { return Ok(Next::Batch(self.merger.take())) };
+            let unit = self.admit(unit).await?;
+            match self.merger.add(unit).map_err(|unit| *unit) {
+                Ok(()) if self.merger.is_full() => return Ok(Next::Batch(self.merger.take())),
+                Ok(()) => {}
+                Err(unit) if !self.merger.open().is_empty() && self.is_barrier(&unit) => {
+                    self.carried.push_front(unit);
+                    return Ok(Next::Batch(self.merger.take()));
+                }
+                Err(Unit::Schema(schema)) => drop(self.schemas.insert(schema.id, schema)),
+                Err(Unit::Piece(piece)) => return Ok(Next::Piece(piece)),
+                Err(_) => return Ok(Next::Voided),
+            }
+        }
+    }
+
+    /// The next unit; `None` when the batch in hand should go now.
+    async fn next_unit(&mut self) -> Result<Option<Unit>> {
+        if let Some(unit) = self.carried.pop_front() {
+            return Ok(Some(unit));
+        }
+        let open = self.merger.open();
+        if open.is_empty() || self.large {
+            return self.log.next().await.map(Some);
+        }
+        if let Some(unit) = self.log.try_next()? {
+            return Ok(Some(unit));
+        }
+        let wait = if open.is_idle() {
+            IDLE_STEP.saturating_sub(self.stepped.elapsed())
+        } else if open.source_time_us.is_some_and(|time| now_us() - time > DEEP_US) {
+            HOLD
+        } else {
+            return Ok(None);
+        };
+        match tokio::time::timeout(wait, self.log.next()).await {
+            Ok(unit) => unit.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Lets the first copy's replay drop or change what its chunks have.
+    async fn admit(&mut self, unit: Unit) -> Result<Unit> {
+        let Some(catch_up) = &mut self.catch_up else { return Ok(unit) };
+        match unit {
+            Unit::Transactions(found) => {
+                let mut admitted = Transactions { changes: Vec::with_capacity(found.changes.len()), marks: Vec::new(), ..found };
+                let mut changes = found.changes.into_iter();
+                let mut start = 0;
+                for mut mark in found.marks {
+                    let own: Vec<_> = changes.by_ref().take(mark.end - start).collect();
+                    start = mark.end;
+                    admitted.changes.extend(catch_up.admit(&mark.header, &self.schemas, own).await?);
+                    mark.end = admitted.changes.len();
+                    admitted.marks.push(mark);
+                }
+                Ok(Unit::Transactions(admitted))
+            }
+            Unit::Piece(mut piece) => {
+                let changes = std::mem::take(&mut piece.changes);
+                piece.changes = catch_up.admit(&piece.header, &self.schemas, changes).await?;
+                Ok(Unit::Piece(piece))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// A version that differs from the one in use is not merged across: what came before it is applied even when the replica's
+    /// table does not fit it yet.
+    fn is_barrier(&self, unit: &Unit) -> bool {
+        let differs = |new: &TableSchema| {
+            let known = self.schemas.values().filter(|old| old.source_oid == new.source_oid).max_by_key(|old| old.id);
+            known.is_some_and(|old| !old.same_shape(new))
+        };
+        match unit {
+            Unit::Schema(schema) => differs(schema),
+            _ => true,
+        }
+    }
+
+    async fn apply(&mut self, batch: &Batch) -> Result<()> {
+        let Some(cursor) = batch.cursor.clone() else { return Ok(()) };
+        let applied = self.replica.apply(batch, &self.schemas).await?;
+        self.status.send_modify(|status| {
+            status.transactions += batch.marks.len() as u64;
+            status.changes += batch.changes.len() as u64;
+            status.bytes += batch.bytes as u64;
+            status.batches += applied.commits;
+            status.replays += u64::from(applied.replayed);
+        });
+        self.rate.add(batch.changes.len() as u64);
+        self.committed(cursor, batch.source_time_us).await
+    }
+
+    async fn advance(&mut self, batch: &Batch) -> Result<()> {
+        let Some(cursor) = batch.cursor.clone() else { return Ok(()) };
+        let (source_time_us, history) = (batch.source_time_us, batch.history.clone());
+        let step = Step { cursor: cursor.clone(), source_time_us, transactions: 0, changes: 0, history };
+        self.replica.advance(&step).await?;
+        self.committed(cursor, source_time_us).await
+    }
+
+    async fn apply_piece(&mut self, piece: Piece) -> Result<()> {
+        if piece.first {
+            self.replica.begin_large(&piece.header).await?;
+            self.large = true;
+        }
+        if !self.large {
+            return Err(Error::new(ErrorKind::Malformed, "a transaction's later part without its first"));
+        }
+        self.replica.apply_piece(&piece.changes, &self.schemas).await?;
+        self.rate.add(piece.changes.len() as u64);
+        self.status.send_modify(|status| {
+            status.changes += piece.changes.len() as u64;
+            status.bytes += piece.bytes as u64;
+        });
+        if piece.last {
+            let time = Some(piece.header.commit_time_us);
+            let cursor = piece.place.clone();
+            let step = Step { cursor, source_time_us: time, transactions: 1, changes: piece.change_count, history: None };
+            self.replica
+                .commit_large(&step)
+                .await
+                .at(|| format!("source transaction {} at {}", piece.header.xid, piece.header.position))?;
+            self.large = false;
+            self.status.send_modify(|status| {
+                status.transactions += 1;
+                status.batches += 1;
+            });
+            self.committed(step.cursor, time).await?;
+        }
+        Ok(())
+    }
+
+    async fn void(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.large) {
+            self.replica.roll_back_large().await?;
+        }
+        Ok(())
+    }
+
+    /// The replica has committed up to a cursor.
+    async fn committed(&mut self, cursor: Cursor, source_time_us: Option<i64>) -> Result<()> {
+        crate::failpoint::hit("apply.committed")?;
+        self.stepped = Instant::now();
+        let now = now_us();
+        let rate = self.rate.per_second();
+        self.status.send_modify(|status| {
+            status.number = Some(cursor.number);
+            status.position = cursor.position;
+            status.bytes_before = cursor.bytes_before;
+            status.changes_before = cursor.changes_before;
+            status.changes_per_second = rate;
+            if let Some(time) = source_time_us {
+                status.source_time_us = Some(time);
+                status.applied_at_us = Some(now);
+                status.lag.applied(time, now);
+            }
+            status.error = None;
+            status.halt = None;
+        });
+        let position = cursor.position;
+        self.reporter.committed(cursor);
+        if let (Some(catch_up), Some(position)) = (&mut self.catch_up, position)
+            && catch_up.committed(position).await?
+        {
+            self.catch_up = None;
+            self.replica.forget_tables();
+            self.status.send_modify(|status| status.state = ApplyState::Live);
+        }
+        Ok(())
+    }
+}
+
+/// A stream's record must belong to the stream that the ledger knows.
+///
+/// # Errors
+/// A halt with `ledger_damaged`.
+pub fn check_stream(expected: crate::event::StreamId, found: Option<&Cursor>) -> Result<()> {
+    match found {
+        Some(cursor) if cursor.stream != expected => Err(Error::halt(
+            HaltCode::LedgerDamaged,
+            format!("the ledger's cursor belongs to stream {}, its row to stream {expected}", cursor.stream),
+        )),
+        _ => Ok(()),
+    }
+}

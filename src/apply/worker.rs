@@ -1,0 +1,175 @@
+//! Keeps one replica applied to: claims it, copies what is not copied, applies the log, and starts over after any failure.
+//!
+//! ```text
+//! connect ─► lock ─► raise epoch ─► first copy ─► open the log behind the ledger's cursor ─► apply … fails
+//!    ▲         │ held by another                                                               │
+//!    └── pause ┴──────────── retry: growing pauses │ mendable halt: every 10 s ◄───────────────┘
+//!                            lasting halt: until restart │ cancelled: ends
+//! ```
+//!
+//! Designs considered: keeping the replica's session over a failure of the queue (saves one reconnection; but then two places
+//! decide what is applied, memory and ledger, and they can differ).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::first_copy::{FirstCopy, Schemas};
+use super::merge::Merger;
+use super::progress::Reporter;
+use super::read::{Decoder, ReadAhead};
+use super::session::{Session, check_stream};
+use super::status::{ApplyState, ApplyStatus, Rate};
+use crate::config::ReplicaConfig;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::halt::{Disposition, RETRY_HALTED_SECONDS, disposition};
+use crate::queue::Queue;
+use crate::queue::log::{LogReader, Start};
+use crate::replica::ReplicaTarget;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// A replica that another applier has is asked for this often.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
+/// What is at work when the daemon ends gets this long to commit; what it has not committed by then rolls back.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Read-ahead, as a multiple of what one batch may hold: one being applied, one being collected.
+const READ_AHEAD_BATCHES: usize = 2;
+
+/// One replica's applier and what it stands between.
+pub struct Applier {
+    /// The replica.
+    pub config: ReplicaConfig,
+    /// How it is written to.
+    pub target: Arc<dyn ReplicaTarget>,
+    /// Where the log is.
+    pub queue: Arc<dyn Queue>,
+    /// What loads tables that are not live; `None` where none is wanted.
+    pub first_copy: Option<Arc<dyn FirstCopy>>,
+}
+
+/// Applies until cancelled; failures and halts are told through `status` and never end it.
+pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watch::Sender<ApplyStatus>) {
+    status.send_modify(|status| {
+        status.replica.clone_from(&applier.config.name);
+        status.source.clone_from(&applier.config.source);
+    });
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let began = Instant::now();
+        let before = status.borrow().batches;
+        let error = match attempt(&applier, &cancel, &status).await {
+            Ok(()) => break,
+            Err(error) => error.context(format!("replica '{}'", applier.config.name)),
+        };
+        if status.borrow().batches > before || began.elapsed() > LAST_PAUSE {
+            pause = FIRST_PAUSE;
+        }
+        let Some(wait) = next_attempt(&error, &status, &mut pause) else { break };
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            () = wait => {}
+        }
+    }
+    status.send_modify(|status| status.state = ApplyState::Stopped);
+}
+
+/// Tells of a failure and gives the pause after it; `None` when the work was asked to end.
+fn next_attempt(
+    error: &Error,
+    status: &watch::Sender<ApplyStatus>,
+    pause: &mut Duration,
+) -> Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
+    let repeated = status.borrow().error.as_deref() == Some(&error.to_string());
+    let (state, halt, wait) = match disposition(error) {
+        Disposition::Stop => return None,
+        Disposition::Retry if error.kind() == ErrorKind::Held => (ApplyState::Held, None, Some(HELD_PAUSE)),
+        Disposition::Retry => {
+            let wait = *pause;
+            *pause = (*pause * 2).min(LAST_PAUSE);
+            (ApplyState::Waiting, None, Some(wait))
+        }
+        Disposition::Halt(code) => {
+            (ApplyState::Halted, Some(code), code.mendable().then_some(Duration::from_secs(RETRY_HALTED_SECONDS)))
+        }
+    };
+    if !repeated {
+        match halt {
+            Some(code) => tracing::error!(%code, %error, "apply halted; `millstream explain {code}` says what to do"),
+            None => tracing::warn!(%error, "apply is interrupted and goes on by itself"),
+        }
+    }
+    status.send_modify(|status| {
+        status.state = state;
+        status.halt = halt;
+        status.error = Some(error.to_string());
+    });
+    Some(match wait {
+        Some(wait) => Box::pin(tokio::time::sleep(wait)),
+        None => Box::pin(std::future::pending()),
+    })
+}
+
+/// One session, from claim to failure; `Ok` when cancelled.
+async fn attempt(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<()> {
+    let work = session(applier, cancel, status);
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = cancel.cancelled() => {}
+    }
+    // The session notices the cancellation by itself between batches; a batch at work may still commit.
+    match tokio::time::timeout(DRAIN, work).await {
+        Ok(Err(error)) if error.kind() != ErrorKind::Cancelled => {
+            tracing::warn!(%error, "apply failed while ending");
+        }
+        Ok(_) => {}
+        Err(_) => tracing::warn!("the replica did not answer in time; what was not committed is rolled back"),
+    }
+    Ok(())
+}
+
+async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<()> {
+    let config = &applier.config;
+    let (replica, row) = applier.target.claim().await?;
+    check_stream(row.stream, row.cursor.as_ref())?;
+    tracing::info!(replica = config.name, epoch = row.apply_epoch.0, "claimed the replica");
+    status.send_modify(|status| status.apply_epoch = Some(row.apply_epoch));
+    let catch_up = match &applier.first_copy {
+        Some(copy) => {
+            status.send_modify(|status| status.state = ApplyState::Copying);
+            copy.prepare(row.apply_epoch, cancel).await.at(|| "first copy")?
+        }
+        None => None,
+    };
+    let start = row.cursor.clone().map_or(Start::First, Start::After);
+    let reader = LogReader::open(&applier.queue, &config.source, start).await?;
+    let decoder = Decoder::after(row.cursor.as_ref());
+    let log = ReadAhead::spawn(reader, decoder, config.merge_max_bytes.saturating_mul(READ_AHEAD_BATCHES));
+    let reporter = Reporter::spawn(Arc::clone(&applier.queue), config.source.clone(), config.name.clone());
+    if let Some(cursor) = &row.cursor {
+        reporter.committed(cursor.clone());
+    }
+    status.send_modify(|status| {
+        status.state = if catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live };
+        status.position = row.cursor.as_ref().and_then(|cursor| cursor.position);
+        status.number = row.cursor.as_ref().map(|cursor| cursor.number);
+        status.source_time_us = row.source_time_us;
+    });
+    let mut session = Session {
+        replica,
+        log,
+        merger: Merger::new(config.merge_max_bytes, config.merge_max_changes),
+        schemas: Schemas::default(),
+        catch_up,
+        reporter,
+        status,
+        rate: Rate::default(),
+        stepped: Instant::now(),
+        carried: std::collections::VecDeque::new(),
+        large: false,
+    };
+    session.run(cancel).await
+}

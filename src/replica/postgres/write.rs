@@ -1,0 +1,242 @@
+//! Carries work out, and checks the row count of every statement: a row that is not there, or there twice, is a conflict (I5).
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgArguments, PgConnection, PgDatabaseError};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Postgres};
+
+use super::errors;
+use super::plan::{Tables, Work, table};
+use super::statement::{self, Statement};
+use super::tables::Table;
+use super::values::{TextColumn, TextValue, push_copy_row};
+use crate::apply::compact::{Net, RowSet};
+use crate::apply::runs::{Ordered, Run, RunKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Cell;
+use crate::halt::HaltCode;
+
+/// The server's `statement_timeout` for batches ends a statement before this deadline ends the connection.
+pub const STATEMENT_WAIT: Duration = Duration::from_secs(125);
+/// Inserts of at least this many rows go by COPY (it costs two round trips and a third of the server's time per row).
+const COPY_ROWS: usize = 32;
+/// A set statement takes at most this many rows and about as many bytes of values.
+const SET_ROWS: usize = 20_000;
+const SET_BYTES: usize = 16 << 20;
+/// COPY data is handed on in pieces of this size.
+const COPY_BYTES: usize = 256 << 10;
+
+/// Writes to one connection, inside a replica transaction.
+pub struct Writer<'c> {
+    /// The connection.
+    pub connection: &'c mut PgConnection,
+    /// Foreign keys are enforced, so rows may be gone by a cascade before their own delete comes.
+    pub enforced: bool,
+    /// Row by row: what cannot be done by a set statement is tried in other ways.
+    pub one_by_one: bool,
+}
+
+impl Writer<'_> {
+    /// Does one thing.
+    ///
+    /// # Errors
+    /// Conflicts, constraints, the connection's.
+    pub async fn work(&mut self, work: &Work<'_>, tables: &Tables) -> Result<()> {
+        match work {
+            Work::Net(table, net) => self.net(table, net).await,
+            Work::Ordered(Ordered::Run(run)) => self.run(table(tables, run.table)?, run).await,
+            Work::Ordered(Ordered::Truncate { tables: ids, restart_identity, .. }) => {
+                let truncated = ids.iter().map(|id| table(tables, *id)).collect::<Result<Vec<_>>>()?;
+                let sql = statement::truncate(truncated.iter().map(|table| &***table), *restart_identity);
+                let query = sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *self.connection);
+                errors::within(STATEMENT_WAIT, "truncating", query).await.map(drop)
+            }
+        }
+    }
+
+    async fn net(&mut self, table: &Table, net: &Net<'_>) -> Result<()> {
+        self.delete(table, &net.rows, &net.deletes).await?;
+        for group in &net.updates {
+            self.update(table, &net.rows, &group.rows, &group.set).await?;
+        }
+        self.insert(table, &net.rows, &net.inserts).await
+    }
+
+    async fn run(&mut self, table: &Table, run: &Run<'_>) -> Result<()> {
+        let all: Vec<u32> = (0..run.rows.len() as u32).collect();
+        match &run.kind {
+            RunKind::Insert => self.insert(table, &run.rows, &all).await,
+            RunKind::Delete if table.rules.keyed => self.delete(table, &run.rows, &all).await,
+            RunKind::Update { set, rekey } if table.rules.keyed => self.update_in_order(table, run, &all, set, *rekey).await,
+            RunKind::Delete => self.one_of_equal(table, &run.rows, &all, None).await,
+            RunKind::Update { set, .. } => self.one_of_equal(table, &run.rows, &all, Some(set)).await,
+        }
+    }
+
+    async fn update_in_order(&mut self, table: &Table, run: &Run<'_>, all: &[u32], set: &[usize], rekey: bool) -> Result<()> {
+        let fixed = set.iter().any(|&index| table.columns[index].identity_always);
+        if rekey && fixed {
+            let statement = statement::remake(table, set);
+            return self.set_statement(table, &statement, &run.rows, all, "update", false).await;
+        }
+        match self.update(table, &run.rows, all, set).await {
+            // An identity column that cannot be set has changed: make the row anew.
+            Err(error) if fixed && self.one_by_one && error.kind() == ErrorKind::Halt(HaltCode::ReplicaConflict) => {
+                let statement = statement::remake(table, set);
+                self.set_statement(table, &statement, &run.rows, all, "update", false).await
+            }
+            done => done,
+        }
+    }
+
+    async fn insert(&mut self, table: &Table, rows: &RowSet<'_>, pick: &[u32]) -> Result<()> {
+        if pick.is_empty() {
+            return Ok(());
+        }
+        if table.columns.iter().all(|column| !column.written) {
+            return self.insert_defaults(table, pick.len()).await;
+        }
+        if pick.len() >= COPY_ROWS && !table.row_security {
+            return self.copy(table, rows, pick).await;
+        }
+        self.set_statement(table, &statement::insert(table), rows, pick, "insert", false).await
+    }
+
+    async fn insert_defaults(&mut self, table: &Table, count: usize) -> Result<()> {
+        let sql = format!("INSERT INTO {} SELECT FROM pg_catalog.generate_series(1, {count})", table.name);
+        let done = self.execute(table, sqlx::query(AssertSqlSafe(sql)).persistent(false)).await?;
+        expect(table, "insert", count, done)
+    }
+
+    async fn copy(&mut self, table: &Table, rows: &RowSet<'_>, pick: &[u32]) -> Result<()> {
+        let Statement { sql, cells } = statement::copy(table);
+        let send = async {
+            let mut copy = self.connection.copy_in_raw(&sql).await?;
+            let mut buffer = Vec::with_capacity(COPY_BYTES + 4096);
+            for &index in pick {
+                let row = rows.row(index);
+                push_copy_row(&mut buffer, cells.iter().map(|&cell| row[cell]));
+                if buffer.len() >= COPY_BYTES {
+                    copy.send(buffer.as_slice()).await?;
+                    buffer.clear();
+                }
+            }
+            copy.send(buffer.as_slice()).await?;
+            copy.finish().await
+        };
+        let done = deadline(table, send).await?;
+        expect(table, "insert", pick.len(), done)
+    }
+
+    async fn delete(&mut self, table: &Table, rows: &RowSet<'_>, pick: &[u32]) -> Result<()> {
+        let cascaded = self.enforced && table.cascades;
+        self.set_statement(table, &statement::delete(table), rows, pick, "delete", cascaded).await
+    }
+
+    async fn update(&mut self, table: &Table, rows: &RowSet<'_>, pick: &[u32], set: &[usize]) -> Result<()> {
+        match statement::update(table, set) {
+            Some(statement) => self.set_statement(table, &statement, rows, pick, "update", false).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn set_statement(
+        &mut self,
+        table: &Table,
+        statement: &Statement,
+        rows: &RowSet<'_>,
+        pick: &[u32],
+        what: &str,
+        fewer: bool,
+    ) -> Result<()> {
+        for pick in cut(rows, pick) {
+            let mut query = sqlx::query(AssertSqlSafe(statement.sql.clone()));
+            for &cell in &statement.cells {
+                query = query.bind(TextColumn { rows, pick, cell });
+            }
+            let done = self.execute(table, query).await?;
+            if !(fewer && done <= pick.len() as u64) {
+                expect(table, what, pick.len(), done)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn one_of_equal(&mut self, table: &Table, rows: &RowSet<'_>, pick: &[u32], set: Option<&[usize]>) -> Result<()> {
+        for &index in pick {
+            let (row, finders) = (rows.row(index), rows.finders(index));
+            let (statement, what) = match set {
+                None => (Some(statement::delete_one(table, finders)), "delete"),
+                Some(set) => (statement::update_one(table, set, finders), "update"),
+            };
+            let Some(statement) = statement else { continue };
+            let mut query = sqlx::query(AssertSqlSafe(statement.sql));
+            for cell in statement.cells {
+                query = query.bind(TextValue(row[cell]));
+            }
+            let done = self.execute(table, query).await?;
+            expect(table, what, 1, done)?;
+        }
+        Ok(())
+    }
+
+    async fn execute(&mut self, table: &Table, query: Query<'_, Postgres, PgArguments>) -> Result<u64> {
+        let run = query.execute(&mut *self.connection);
+        deadline(table, async { run.await.map(|done| done.rows_affected()) }).await
+    }
+}
+
+async fn deadline(table: &Table, work: impl Future<Output = Result<u64, sqlx::Error>>) -> Result<u64> {
+    match tokio::time::timeout(STATEMENT_WAIT, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(refused(table, error)),
+        Err(_) => {
+            let message = format!("the replica did not answer within {} s", STATEMENT_WAIT.as_secs());
+            Err(Error::new(ErrorKind::Connection, message).context(format!("table {}", table.schema.table)))
+        }
+    }
+}
+
+/// A key that is there already is somebody else's row, not a constraint that the source does not have.
+fn refused(table: &Table, error: sqlx::Error) -> Error {
+    let server = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    let taken = server.filter(|error| error.code() == "23505").and_then(PgDatabaseError::constraint);
+    if taken.is_some_and(|name| table.key_indexes.iter().any(|index| index == name)) {
+        let message = "a row to insert is already there";
+        return Error::halt(HaltCode::ReplicaConflict, message).context(format!("table {}", table.schema.table));
+    }
+    errors::classify(error).context(format!("table {}", table.schema.table))
+}
+
+fn expect(table: &Table, what: &str, expected: usize, done: u64) -> Result<()> {
+    if done == expected as u64 {
+        return Ok(());
+    }
+    let message = match expected {
+        1 if done == 0 => format!("the row to {what} is not there"),
+        1 => format!("{done} rows have the key of one row to {what}"),
+        _ => format!("{expected} rows to {what}, {done} found"),
+    };
+    Err(Error::halt(HaltCode::ReplicaConflict, message).context(format!("table {}", table.schema.table)))
+}
+
+/// Cuts rows so that one statement's parameters stay bounded.
+fn cut<'p>(rows: &RowSet<'_>, pick: &'p [u32]) -> impl Iterator<Item = &'p [u32]> {
+    let mut rest = pick;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let mut count = 0;
+        for &index in rest.iter().take(SET_ROWS) {
+            bytes +=
+                rows.row(index).iter().map(|cell| if let Cell::Value(value) = cell { value.len() } else { 0 }).sum::<usize>();
+            count += 1;
+            if bytes >= SET_BYTES {
+                break;
+            }
+        }
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        (!now.is_empty()).then_some(now)
+    })
+}

@@ -1,0 +1,27 @@
+//! Findings about the embedded queue's folder.
+
+use millstream::config::{QueueConfig, QueueKind};
+use millstream::preflight::check::{Severity, check_embedded, table};
+
+use super::{gone, problem};
+use crate::support::files::Folder;
+
+#[test]
+fn a_missing_folder_a_small_disk_and_the_table_that_shows_them() {
+    let folder = Folder::new("check");
+    let queue = |sub: &str, max_bytes| QueueConfig { kind: QueueKind::Embedded { folder: folder.path().join(sub) }, max_bytes };
+    let look = |sub: &str, max| check_embedded(&queue(sub, max)).expect("embedded").into_list();
+    let missing = look("not-here", 1);
+    assert_eq!(problem(&missing, "folder").severity, Severity::Error);
+    std::fs::create_dir(folder.path().join("not-here")).expect("a folder");
+    gone(&look("not-here", 1), "folder");
+    let small = look("not-here", u64::MAX);
+    let remedy = problem(&small, "disk_room").remedy.expect("a remedy");
+    assert!(remedy.steps[0].starts_with("queue.max_bytes = \""), "{remedy:?}");
+    gone(&look("not-here", 1), "disk_room");
+    let text = table(&millstream::preflight::check::Report { version: 1, findings: small });
+    assert!(text.contains("to think about"), "{text}");
+    let long =
+        text.lines().filter(|line| !line.contains(&*folder.path().to_string_lossy())).find(|line| line.chars().count() > 80);
+    assert_eq!(long, None, "wider than 80 columns");
+}

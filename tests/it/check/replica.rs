@@ -1,0 +1,86 @@
+//! Findings about a replica.
+
+use millstream::config::ReplicaConfig;
+use millstream::preflight::check::{Finding, Severity, SourceSide, check_replica};
+
+use super::{carry_out, gone, plain_role, problem, replica_config, server};
+use crate::support::postgres::{self, PgDatabase};
+
+async fn findings(replica: &ReplicaConfig) -> Vec<Finding> {
+    let tables = ["public.*".to_owned()];
+    check_replica(replica, &SourceSide { facts: None, extensions: &[], tables: &tables }).await.into_list()
+}
+
+async fn mends(replica: &ReplicaConfig, database: &PgDatabase<'_>, check: &str) -> Finding {
+    let found = problem(&findings(replica).await, check);
+    assert!(!found.why.is_empty(), "{check} does not say why it matters");
+    carry_out(found.remedy.as_ref().unwrap_or_else(|| panic!("{check} has no remedy")), database).await;
+    gone(&findings(replica).await, check);
+    found
+}
+
+#[tokio::test]
+async fn an_empty_replica_of_a_superuser_has_nothing_wrong() {
+    let db = postgres::shared_replica().await.new_database().await;
+    let all = findings(&replica_config(db.connect())).await;
+    let wrong: Vec<_> = all.iter().filter(|f| f.severity == Severity::Error || f.severity == Severity::Unknown).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test]
+async fn rights_of_a_role_that_may_nothing() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let replica = replica_config(plain_role(&db, "poor").await);
+    mends(&replica, &db, "ledger_right").await;
+    mends(&replica, &db, "session_replication_role").await;
+    mends(&replica, &db, "table_right").await;
+    db.execute("ALTER TABLE t ENABLE ROW LEVEL SECURITY").await;
+    mends(&replica, &db, "row_security").await;
+}
+
+#[tokio::test]
+async fn what_fires_and_what_refuses() {
+    let db = postgres::shared_replica().await.new_database().await;
+    db.execute(
+        "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
+         CREATE TABLE watched (id int PRIMARY KEY); CREATE TRIGGER w BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION meddle(); \
+         ALTER TABLE watched ENABLE ALWAYS TRIGGER w; \
+         CREATE TABLE late (id int PRIMARY KEY DEFERRABLE); CREATE TRIGGER l BEFORE INSERT ON late FOR EACH ROW EXECUTE FUNCTION meddle(); \
+         CREATE TABLE booked (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&))",
+    )
+    .await;
+    let replica = replica_config(db.connect());
+    mends(&replica, &db, "trigger").await;
+    assert_eq!(mends(&replica, &db, "deferrable").await.severity, Severity::Error);
+    mends(&replica, &db, "exclusion").await;
+}
+
+#[tokio::test]
+async fn rows_in_a_table_that_init_would_copy_into() {
+    let db = postgres::shared_replica().await.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await;
+    assert_eq!(mends(&replica_config(db.connect()), &db, "rows_inside").await.severity, Severity::Error);
+}
+
+#[tokio::test]
+async fn a_read_only_database_and_a_missing_extension() {
+    let db = postgres::shared_replica().await.new_database().await;
+    db.execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", db.name)).await;
+    let replica = replica_config(db.connect());
+    let found = problem(&findings(&replica).await, "read_only");
+    let admin = db.server.database("postgres");
+    carry_out(found.remedy.as_ref().expect("a remedy"), &admin).await;
+    gone(&findings(&replica).await, "read_only");
+    let tables = ["public.*".to_owned()];
+    let extensions = [("citext".to_owned(), "public.citext".to_owned())];
+    let look = async || {
+        let side = SourceSide { facts: None, extensions: &extensions, tables: &tables };
+        check_replica(&replica, &side).await.into_list()
+    };
+    let found = problem(&look().await, "extension");
+    let fresh = db.server.database(&db.name);
+    carry_out(found.remedy.as_ref().expect("a remedy"), &fresh).await;
+    gone(&look().await, "extension");
+}

@@ -1,0 +1,159 @@
+//! Findings about a source.
+
+use millstream::config::{PgConnect, PgHost, SourceConfig};
+use millstream::preflight::check::{Finding, Severity, check_source, check_source_with};
+use sqlx::Executor;
+
+use super::{carry_out, gone, plain_role, problem, server, source_config};
+use crate::support::postgres::{self, PgDatabase};
+
+async fn findings(source: &SourceConfig) -> Vec<Finding> {
+    check_source(source).await.0.into_list()
+}
+
+/// Provokes nothing itself: looks, mends, looks again.
+async fn mends(source: &SourceConfig, database: &PgDatabase<'_>, check: &str) -> Finding {
+    let found = problem(&findings(source).await, check);
+    assert!(!found.why.is_empty(), "{check} does not say why it matters");
+    carry_out(found.remedy.as_ref().unwrap_or_else(|| panic!("{check} has no remedy")), database).await;
+    gone(&findings(source).await, check);
+    found
+}
+
+#[tokio::test]
+async fn a_good_source_has_nothing_wrong() {
+    let db = postgres::shared().await.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let all = findings(&source_config(db.connect())).await;
+    let wrong: Vec<_> = all.iter().filter(|f| f.severity == Severity::Error || f.severity == Severity::Unknown).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test]
+async fn wal_level_and_its_restart() {
+    let server = server(&[("wal_level", "replica")]).await;
+    let db = server.new_database().await;
+    let found = mends(&source_config(db.connect()), &db, "wal_level").await;
+    assert_eq!(found.severity, Severity::Error);
+}
+
+#[tokio::test]
+async fn slots_senders_retention_and_fsync_of_a_cramped_server() {
+    let server = server(&[("max_replication_slots", "1"), ("max_slot_wal_keep_size", "64MB")]).await;
+    let db = server.new_database().await;
+    db.value("SELECT pg_create_physical_replication_slot('somebody_else')::text").await;
+    let source = source_config(db.connect());
+    mends(&source, &db, "replication_slots").await;
+    mends(&source, &db, "retention").await;
+    mends(&source, &db, "fsync").await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_a_missing_hba_line() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    let role = plain_role(&db, "stranger").await;
+    server.set_hba("local all postgres trust");
+    let source = source_config(PgConnect { host: PgHost::Tcp("127.0.0.1".into()), password: Some("right".into()), ..role });
+    let found = problem(
+        &crate::support::wait::eventually("the new rules", crate::support::wait::LONG, async || {
+            let all = findings(&source).await;
+            if all.iter().any(|f| f.check == "connect" && f.what.contains("pg_hba")) { Ok(all) } else { Err(all) }
+        })
+        .await,
+        "connect",
+    );
+    carry_out(found.remedy.as_ref().expect("a remedy"), &server.database("postgres")).await;
+    let refused = crate::support::wait::eventually("the line to be read", crate::support::wait::LONG, async || {
+        let all = findings(&source).await;
+        if all.iter().any(|f| f.what.contains("password")) { Ok(all) } else { Err(all) }
+    })
+    .await;
+    let remedy = problem(&refused, "connect").remedy.expect("a remedy");
+    // The printed statement leaves the password itself to the reader.
+    let statement = remedy.steps[0].replace("…the one in password_file…", "right");
+    server.database("postgres").execute(&statement).await;
+    gone(&findings(&source).await, "connect");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_unknown_and_not_wrong() {
+    let db = postgres::shared().await.new_database().await;
+    let nowhere = PgConnect { port: 1, host: PgHost::Tcp("127.0.0.1".into()), ..db.connect() };
+    let found = problem(&findings(&source_config(nowhere)).await, "connect");
+    assert_eq!(found.severity, Severity::Unknown);
+}
+
+#[tokio::test]
+async fn rights_of_a_role_that_may_nothing() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE SCHEMA hidden; CREATE TABLE hidden.t (id int PRIMARY KEY)").await;
+    let mut source = source_config(plain_role(&db, "poor").await);
+    source.tables = vec!["hidden.*".into()];
+    for check in ["replication_right", "publication_right", "schema_right", "select_right"] {
+        assert_eq!(mends(&source, &db, check).await.severity, Severity::Error);
+    }
+    // Row security before ownership, because owners are exempt.
+    db.execute("ALTER TABLE hidden.t ENABLE ROW LEVEL SECURITY").await;
+    mends(&source, &db, "row_security").await;
+    db.execute("GRANT CREATE ON SCHEMA hidden TO poor").await;
+    mends(&source, &db, "owner").await;
+}
+
+#[tokio::test]
+async fn tables_whose_updates_would_fail_once_published() {
+    let db = postgres::shared().await.new_database().await;
+    let cases = [
+        "CREATE TABLE bare (a int)",
+        "CREATE TABLE deferred (id int PRIMARY KEY DEFERRABLE)",
+        "CREATE TABLE nothing (id int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING",
+        "CREATE TABLE \"odd \"\"name;--\" (a int)",
+    ];
+    for case in cases {
+        db.execute(case).await;
+        let found = mends(&source_config(db.connect()), &db, "replica_identity").await;
+        assert_eq!(found.severity, Severity::Error, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_without_a_key_and_an_unlogged_one_are_named() {
+    let db = postgres::shared().await.new_database().await;
+    db.execute(
+        "CREATE TABLE heap (a int); ALTER TABLE heap REPLICA IDENTITY FULL; CREATE UNLOGGED TABLE fast (id int PRIMARY KEY)",
+    )
+    .await;
+    let source = source_config(db.connect());
+    assert_eq!(problem(&findings(&source).await, "no_key").object.as_deref(), Some("public.heap"));
+    assert_eq!(mends(&source, &db, "unlogged").await.object.as_deref(), Some("public.fast"));
+}
+
+#[tokio::test]
+async fn no_table_at_all() {
+    let db = postgres::shared().await.new_database().await;
+    let found = problem(&findings(&source_config(db.connect())).await, "tables");
+    assert_eq!(found.severity, Severity::Error);
+}
+
+#[tokio::test]
+async fn long_transactions_are_named_with_what_ends_them() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let mut writer = db.connection().await;
+    writer.execute("BEGIN; INSERT INTO t VALUES (1)").await.expect("a transaction");
+    let mut prepared = db.connection().await;
+    prepared.execute("BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'left ''over'").await.expect("a prepared transaction");
+    let source = source_config(db.connect());
+    gone(&findings(&source).await, "long_transaction");
+    let look = async || check_source_with(&source, std::time::Duration::ZERO).await.0.into_list();
+    for _ in 0..2 {
+        let found = problem(&look().await, "long_transaction");
+        carry_out(found.remedy.as_ref().expect("a remedy"), &db).await;
+    }
+    crate::support::wait::until("both to be gone", crate::support::wait::LONG, async || {
+        !look().await.iter().any(|f| f.check == "long_transaction" && f.severity != Severity::Ok)
+    })
+    .await;
+}

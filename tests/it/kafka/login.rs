@@ -1,0 +1,58 @@
+//! TLS, SASL and rights, on one broker that asks for all three.
+
+use millstream::ErrorKind;
+use millstream::halt::HaltCode;
+use millstream::queue::Queue;
+use millstream::queue::kafka::{KafkaQueue, KafkaSettings};
+use std::time::{Duration, Instant};
+
+use super::{append_all, offset, read_some, record};
+use crate::support::kafka::Kafka;
+use crate::support::tls::CertificateWish;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_scram_and_acls() {
+    let kafka = Kafka::builder().tls(CertificateWish::default()).user("app", "canary-password").acls().start().await;
+    let with = |changes: &[(&str, &str)]| {
+        let mut settings = kafka.settings("secure");
+        settings.answer_within = Duration::from_secs(12);
+        for (key, value) in changes {
+            settings.properties.insert((*key).into(), (*value).into());
+        }
+        settings
+    };
+
+    refused(with(&[("sasl.password", "wrong")]), ErrorKind::Halt(HaltCode::QueueDenied), "sasl.").await;
+    refused(with(&[("ssl.ca.location", "/etc/ssl/certs/ca-certificates.crt")]), ErrorKind::Connection, "certificate").await;
+    refused(with(&[("security.protocol", "plaintext")]), ErrorKind::Connection, "no answer").await;
+    // Right password, no rights yet.
+    let settings = with(&[]);
+    refused(settings.clone(), ErrorKind::Halt(HaltCode::QueueDenied), "kafka-acls.sh").await;
+
+    kafka.allow("app", &settings.topic_prefix).await;
+    for mechanism in ["SCRAM-SHA-256", "PLAIN"] {
+        let mut settings = settings.clone();
+        settings.properties.insert("sasl.mechanism".into(), mechanism.into());
+        let queue = KafkaQueue::open(settings).unwrap();
+        queue.create(mechanism).await.unwrap();
+        let mut writer = queue.writer(mechanism).await.unwrap();
+        append_all(&mut *writer, (0..10).map(|n| record(n, 100))).await;
+        let mut reader = queue.reader(mechanism, offset(0)).await.unwrap();
+        assert_eq!(read_some(&mut *reader, 10).await.len(), 10);
+        queue.registry_put(mechanism, "k", Some("v".into())).await.unwrap();
+        assert_eq!(queue.registry(mechanism).await.unwrap().len(), 1);
+        queue.publish_progress(mechanism, "replica", offset(3)).await.unwrap();
+        queue.trim(mechanism, offset(5)).await.unwrap();
+        queue.destroy(mechanism).await.unwrap();
+    }
+}
+
+async fn refused(settings: KafkaSettings, kind: ErrorKind, says: &str) {
+    let queue = KafkaQueue::open(settings).unwrap();
+    let begin = Instant::now();
+    let error = queue.create("s").await.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(says), "{error}");
+    assert!(!format!("{error:?}").contains("canary"), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(20), "{error}");
+}
