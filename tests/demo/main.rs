@@ -22,6 +22,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use support::compare::compare;
 use support::daemon::{Daemon, Site, pair_configuration};
+use support::kafka::Kafka;
 use support::postgres::{PgDatabase, PgServer};
 use support::prefix::PrefixReader;
 use support::wait::until;
@@ -97,7 +98,7 @@ async fn demo(wish: &Wish) -> bool {
     source.execute(probe::TABLE).await;
     source.execute("INSERT INTO bulk SELECT n, 9, md5(n::text) FROM generate_series(90000000, 90020000) n").await;
     let queue = Queue::start(wish.kafka).await;
-    let site = Site::new(&pair_configuration(&source.url(), &replica.url(), &queue.url));
+    let site = Site::new(&(pair_configuration(&source.url(), &replica.url(), &queue.url) + &queue.more));
     prepare(&site).await;
 
     let plan = Plan { seed: wish.seed, writers: 4, chains: 2, pause: Duration::from_millis(3), large_rows: 20_000 };
@@ -210,15 +211,22 @@ async fn verdict(source: &PgDatabase<'_>, replica: &PgDatabase<'_>, figures: &mu
     }
 }
 
-/// Where the log waits.
+/// Where the log waits; a broker of its own ends with it.
 struct Queue {
     url: String,
+    more: String,
+    _broker: Option<Kafka>,
 }
 
 impl Queue {
     async fn start(kafka: bool) -> Self {
-        assert!(!kafka, "the demo through Kafka is not there yet");
-        Self { url: "embedded:{folder}/queue".into() }
+        if !kafka {
+            return Self { url: "embedded:{folder}/queue".into(), more: String::new(), _broker: None };
+        }
+        let broker = Kafka::builder().start().await;
+        say("An Apache Kafka broker of its own");
+        let more = "\n[queue.kafka]\nreplication_factor = 1\n".into();
+        Self { url: format!("kafka://{}", broker.brokers()), more, _broker: Some(broker) }
     }
 }
 
