@@ -35,8 +35,14 @@ impl TablePatterns {
     /// True when the last pattern that matches includes.
     #[must_use]
     pub fn matches(&self, table: &TableName) -> bool {
-        let mut verdicts = self.0.iter().rev();
-        verdicts.find(|p| p.schema.matches(&table.schema) && p.name.matches(&table.name)).is_some_and(|p| p.include)
+        self.verdict(table) == Some(true)
+    }
+
+    /// What the last pattern that matches says; `None` when none does.
+    #[must_use]
+    pub fn verdict(&self, table: &TableName) -> Option<bool> {
+        let mut last_first = self.0.iter().rev();
+        last_first.find(|p| p.schema.matches(&table.schema) && p.name.matches(&table.name)).map(|p| p.include)
     }
 }
 

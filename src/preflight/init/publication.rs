@@ -1,0 +1,127 @@
+//! The publication: its tables one by one, never FOR ALL TABLES or IN SCHEMA, so that a table made tomorrow without a key cannot make
+//! the application's statements fail (I7).
+
+use std::collections::BTreeSet;
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use super::catalog::get;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::TableName;
+use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
+
+/// What a source's configured name becomes in the names of its slot and publication: lower-case letters, digits and underscores.
+#[must_use]
+pub fn name_part(source: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    source.chars().map(plain).take(40).collect()
+}
+
+/// Name of a source's publication.
+#[must_use]
+pub fn publication_name(source: &str) -> String {
+    format!("millstream_{}", name_part(source))
+}
+
+/// What stands between the publication as it is and as it should be.
+#[derive(Clone, Debug, Default)]
+pub struct PublicationPlan {
+    /// Statements, in order.
+    pub statements: Vec<String>,
+    /// Tables that come in.
+    pub added: Vec<TableName>,
+    /// Tables that go.
+    pub removed: Vec<TableName>,
+}
+
+/// Compares the publication with the tables wanted.
+///
+/// # Errors
+/// The server's; [`ErrorKind::Config`] when somebody made it FOR ALL TABLES.
+pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableName]) -> Result<PublicationPlan> {
+    let name = quote_ident(publication);
+    let Some(current) = read(source, publication).await? else {
+        let list = wanted.iter().map(only).collect::<Vec<_>>().join(", ");
+        let tables = if wanted.is_empty() { String::new() } else { format!(" FOR TABLE {list}") };
+        let statement = format!("CREATE PUBLICATION {name}{tables} WITH ({OPTIONS})");
+        return Ok(PublicationPlan { statements: vec![statement], added: wanted.to_vec(), removed: Vec::new() });
+    };
+    if current.all_tables {
+        let message = format!("publication {name} is FOR ALL TABLES; Millstream lists its tables one by one: DROP PUBLICATION {name};");
+        return Err(Error::new(ErrorKind::Config, message));
+    }
+    let wanted: BTreeSet<_> = wanted.iter().cloned().collect();
+    let added: Vec<_> = wanted.difference(&current.tables).cloned().collect();
+    let removed: Vec<_> = current.tables.difference(&wanted).cloned().collect();
+    let mut statements = Vec::new();
+    if !current.options_fit {
+        statements.push(format!("ALTER PUBLICATION {name} SET ({OPTIONS})"));
+    }
+    if !added.is_empty() {
+        statements.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", added.iter().map(only).collect::<Vec<_>>().join(", ")));
+    }
+    if !removed.is_empty() {
+        let list = removed.iter().map(quote_table).collect::<Vec<_>>().join(", ");
+        statements.push(format!("ALTER PUBLICATION {name} DROP TABLE {list}"));
+    }
+    Ok(PublicationPlan { statements, added, removed })
+}
+
+/// `publish_via_partition_root`: with it on, a TRUNCATE of one partition is not sent.
+const OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false";
+
+/// ONLY: a parent by plain inheritance would bring its children in with it.
+fn only(table: &TableName) -> String {
+    format!("ONLY {}", quote_table(table))
+}
+
+/// A publication as it stands.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// FOR ALL TABLES.
+    pub all_tables: bool,
+    /// Everything is published, by leaves.
+    pub options_fit: bool,
+    /// Its tables.
+    pub tables: BTreeSet<TableName>,
+}
+
+/// Reads a publication; `None` when there is none.
+///
+/// # Errors
+/// The server's.
+pub async fn read(source: &mut PgConnection, publication: &str) -> Result<Option<Publication>> {
+    let head = sqlx::query(
+        "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot \
+         FROM pg_catalog.pg_publication WHERE pubname = $1",
+    )
+    .bind(publication)
+    .fetch_optional(&mut *source)
+    .await
+    .map_err(|e| classify(e, Side::Source))?;
+    let Some(head) = head else { return Ok(None) };
+    let rows = sqlx::query(
+        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication p \
+         JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
+    )
+    .bind(publication)
+    .fetch_all(source)
+    .await
+    .map_err(|e| classify(e, Side::Source))?;
+    let tables = rows.iter().map(|row| Ok(TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?)));
+    let tables = tables.collect::<Result<_>>()?;
+    Ok(Some(Publication { all_tables: get(&head, 0)?, options_fit: get(&head, 1)?, tables }))
+}
+
+/// Runs statements one by one, each a transaction of its own.
+///
+/// # Errors
+/// The server's, with the statement's first line as the place.
+pub async fn execute(connection: &mut PgConnection, side: Side, statements: &[String]) -> Result<()> {
+    for statement in statements {
+        let run = connection.execute(AssertSqlSafe(statement.as_str())).await;
+        run.map_err(|e| classify(e, side).context(statement.lines().next().unwrap_or_default().to_owned()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! User-defined types of the source that a replica's tables need, in the order in which they can be made.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::PgConnection;
+
+use super::catalog::{get, oid};
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::sql::{Side, classify, quote_ident, quote_literal};
+
+/// A type to make on a replica.
+#[derive(Clone, Debug)]
+pub struct TypeDefinition {
+    /// Its schema.
+    pub schema: String,
+    /// Its quoted, qualified name.
+    pub quoted: String,
+    /// The statement that makes it.
+    pub statement: String,
+    /// An enum's labels in order, to be compared where the type is there already.
+    pub labels: Option<Vec<String>>,
+    /// The extension that brings it; `statement` makes that.
+    pub extension: Option<String>,
+}
+
+#[derive(Debug)]
+struct Raw {
+    schema: String,
+    name: String,
+    kind: String,
+    element: u32,
+    base: u32,
+    relation: u32,
+    relation_kind: Option<String>,
+    extension: Option<(String, String)>,
+    base_text: Option<String>,
+    not_null: bool,
+    default: Option<String>,
+    collation: Option<String>,
+    subtype: u32,
+    subtype_text: Option<String>,
+}
+
+/// Reads the types that columns of these types need, dependencies first.
+///
+/// # Errors
+/// The server's; [`ErrorKind::Config`] for a column that has another table's row type.
+pub async fn needed(source: &mut PgConnection, column_types: &BTreeSet<u32>) -> Result<Vec<TypeDefinition>> {
+    let mut raw: BTreeMap<u32, Raw> = BTreeMap::new();
+    let mut depends: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    let mut asked = BTreeSet::new();
+    let mut ask: Vec<u32> = column_types.iter().copied().collect();
+    while !ask.is_empty() {
+        let mut next = BTreeSet::new();
+        for (id, one) in read(source, &ask).await? {
+            let mut on: Vec<u32> = [one.element, one.base, one.subtype].into_iter().filter(|o| *o != 0).collect();
+            if one.relation != 0 && one.extension.is_none() {
+                on.extend(attributes(source, one.relation).await?.iter().map(|a| a.type_oid));
+            }
+            next.extend(on.iter().copied());
+            depends.insert(id, on);
+            raw.insert(id, one);
+        }
+        asked.extend(ask);
+        ask = next.difference(&asked).copied().collect();
+    }
+    let mut order = Vec::new();
+    let mut seen = BTreeSet::new();
+    for id in raw.keys() {
+        visit(*id, &depends, &raw, &mut seen, &mut order);
+    }
+    let mut definitions = Vec::new();
+    for id in order {
+        if let Some(definition) = define(source, id, &raw[&id]).await? {
+            if !definitions.iter().any(|d: &TypeDefinition| d.statement == definition.statement) {
+                definitions.push(definition);
+            }
+        }
+    }
+    Ok(definitions)
+}
+
+fn visit(id: u32, depends: &BTreeMap<u32, Vec<u32>>, raw: &BTreeMap<u32, Raw>, seen: &mut BTreeSet<u32>, order: &mut Vec<u32>) {
+    if !raw.contains_key(&id) || !seen.insert(id) {
+        return;
+    }
+    for on in depends.get(&id).into_iter().flatten() {
+        visit(*on, depends, raw, seen, order);
+    }
+    order.push(id);
+}
+
+async fn read(source: &mut PgConnection, oids: &[u32]) -> Result<Vec<(u32, Raw)>> {
+    let oids: Vec<i64> = oids.iter().map(|o| i64::from(*o)).collect();
+    let rows = sqlx::query(
+        "SELECT t.oid::int8, n.nspname::text, t.typname::text, t.typtype::text, t.typelem::int8, t.typbasetype::int8, \
+                t.typrelid::int8, c.relkind::text, e.extname::text, en.nspname::text, \
+                CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod) END, t.typnotnull, t.typdefault, \
+                (SELECT pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) FROM pg_catalog.pg_collation co \
+                 JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace JOIN pg_catalog.pg_type b ON b.oid = t.typbasetype \
+                 WHERE co.oid = t.typcollation AND t.typcollation <> b.typcollation), \
+                coalesce(r.rngsubtype, 0)::int8, pg_catalog.format_type(r.rngsubtype, NULL) \
+         FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
+         LEFT JOIN pg_catalog.pg_class c ON c.oid = t.typrelid \
+         LEFT JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid \
+         LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e' \
+         LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid \
+         LEFT JOIN pg_catalog.pg_namespace en ON en.oid = e.extnamespace \
+         WHERE t.oid::int8 = ANY($1) AND n.nspname NOT IN ('pg_catalog', 'information_schema')",
+    )
+    .bind(oids)
+    .fetch_all(source)
+    .await
+    .map_err(|e| classify(e, Side::Source))?;
+    rows.iter()
+        .map(|row| {
+            let extension: Option<String> = get(row, 8)?;
+            let extension_schema: Option<String> = get(row, 9)?;
+            let raw = Raw {
+                schema: get(row, 1)?,
+                name: get(row, 2)?,
+                kind: get(row, 3)?,
+                element: oid(row, 4)?,
+                base: oid(row, 5)?,
+                relation: oid(row, 6)?,
+                relation_kind: get(row, 7)?,
+                extension: extension.zip(extension_schema),
+                base_text: get(row, 10)?,
+                not_null: get(row, 11)?,
+                default: get(row, 12)?,
+                collation: get(row, 13)?,
+                subtype: oid(row, 14)?,
+                subtype_text: get(row, 15)?,
+            };
+            Ok((oid(row, 0)?, raw))
+        })
+        .collect()
+}
+
+struct Attribute {
+    name: String,
+    type_text: String,
+    type_oid: u32,
+}
+
+async fn attributes(source: &mut PgConnection, relation: u32) -> Result<Vec<Attribute>> {
+    let rows = sqlx::query(
+        "SELECT attname::text, pg_catalog.format_type(atttypid, atttypmod), atttypid::int8 FROM pg_catalog.pg_attribute \
+         WHERE attrelid::int8 = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+    )
+    .bind(i64::from(relation))
+    .fetch_all(source)
+    .await
+    .map_err(|e| classify(e, Side::Source))?;
+    rows.iter().map(|r| Ok(Attribute { name: get(r, 0)?, type_text: get(r, 1)?, type_oid: oid(r, 2)? })).collect()
+}
+
+async fn texts(source: &mut PgConnection, sql: &'static str, id: u32) -> Result<Vec<String>> {
+    sqlx::query_scalar(sql).bind(i64::from(id)).fetch_all(source).await.map_err(|e| classify(e, Side::Source))
+}
+
+async fn define(source: &mut PgConnection, id: u32, raw: &Raw) -> Result<Option<TypeDefinition>> {
+    let quoted = format!("{}.{}", quote_ident(&raw.schema), quote_ident(&raw.name));
+    let simple = |statement: String| TypeDefinition {
+        schema: raw.schema.clone(),
+        quoted: quoted.clone(),
+        statement,
+        labels: None,
+        extension: None,
+    };
+    if let Some((extension, schema)) = &raw.extension {
+        let statement = format!("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {}", quote_ident(extension), quote_ident(schema));
+        return Ok(Some(TypeDefinition { schema: schema.clone(), extension: Some(extension.clone()), ..simple(statement) }));
+    }
+    Ok(match raw.kind.as_str() {
+        "e" => {
+            let sql = "SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid::int8 = $1 ORDER BY enumsortorder";
+            let labels = texts(source, sql, id).await?;
+            let list = labels.iter().map(|l| quote_literal(l)).collect::<Vec<_>>().join(", ");
+            Some(TypeDefinition { labels: Some(labels), ..simple(format!("CREATE TYPE {quoted} AS ENUM ({list})")) })
+        }
+        "d" => Some(simple(domain(source, id, raw, &quoted).await?)),
+        "c" if raw.relation_kind.as_deref() == Some("c") => {
+            let list = attributes(source, raw.relation).await?;
+            let list = list.iter().map(|a| format!("{} {}", quote_ident(&a.name), a.type_text)).collect::<Vec<_>>();
+            Some(simple(format!("CREATE TYPE {quoted} AS ({})", list.join(", "))))
+        }
+        "c" => {
+            let message = format!("a column has the row type of table {quoted}; make that type on the replica, or leave the table out");
+            return Err(Error::new(ErrorKind::Config, message));
+        }
+        "r" => raw.subtype_text.as_ref().map(|subtype| simple(format!("CREATE TYPE {quoted} AS RANGE (subtype = {subtype})"))),
+        // Arrays and multiranges come with their element and range; a base type outside an extension cannot be carried.
+        _ if raw.element != 0 || raw.kind == "m" => None,
+        _ => {
+            let message = format!("type {quoted} is written in C and belongs to no extension; make it on the replica first");
+            return Err(Error::new(ErrorKind::Config, message));
+        }
+    })
+}
+
+async fn domain(source: &mut PgConnection, id: u32, raw: &Raw, quoted: &str) -> Result<String> {
+    let sql = "SELECT 'CONSTRAINT ' || pg_catalog.quote_ident(conname) || ' ' || pg_catalog.pg_get_constraintdef(oid) \
+               FROM pg_catalog.pg_constraint WHERE contypid::int8 = $1 AND contype = 'c' ORDER BY conname";
+    let mut statement = format!("CREATE DOMAIN {quoted} AS {}", raw.base_text.as_deref().unwrap_or_default());
+    if let Some(collation) = &raw.collation {
+        statement += &format!(" COLLATE {collation}");
+    }
+    if let Some(default) = &raw.default {
+        statement += &format!(" DEFAULT {default}");
+    }
+    if raw.not_null {
+        statement += " NOT NULL";
+    }
+    for constraint in texts(source, sql, id).await? {
+        statement += &format!(" {constraint}");
+    }
+    Ok(statement)
+}
