@@ -1,0 +1,312 @@
+//! `millstream init`: makes what a pair needs and is not there, and changes nothing when all is.
+//!
+//! ```text
+//!  resolve tables ─► plan every replica ─► anything refused? stop, nothing was touched
+//!    │
+//!    ▼
+//!  replicas that have a ledger: missing tables, as pending     a change to a new table must find it known
+//!    ▼
+//!  publication                                                 before the slot: a younger one stops decoding
+//!    ▼
+//!  first record ─► slot ─► second record                       (I1; killed in between: the slot is made anew)
+//!    ▼
+//!  replicas without a ledger: ledger, consumer registered at the log's present end, missing tables, as pending
+//! ```
+//!
+//! Each arrow is safe to be killed at: the next run finds what is there and goes on. The copy itself is the applier's work
+//! ([`crate::apply`]): it begins with whatever tables the ledger holds as pending.
+
+mod blueprint;
+mod catalog;
+mod ddl;
+mod definition;
+mod fits;
+pub mod publication;
+mod replica;
+pub mod slot;
+pub mod stream;
+mod types;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sqlx::PgConnection;
+
+use crate::config::{Config, ReplicaConfig, SourceConfig};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::TableName;
+use crate::failpoint;
+use crate::halt::HaltCode;
+use crate::postgres::sql::{Side, connect};
+use crate::preflight::tables::TablePatterns;
+use crate::queue::Queue;
+use crate::replica::postgres::ledger::{self, CopyState};
+
+pub use blueprint::Blueprint;
+pub use catalog::{Resolved, resolve};
+pub use replica::{Loading, NewReplica, ReplicaPlan};
+
+const APPLICATION: &str = "millstream init";
+
+/// What to do.
+#[derive(Clone, Debug, Default)]
+pub struct InitOptions {
+    /// Only this source; all when `None`.
+    pub source: Option<String>,
+    /// Only this replica (and its source); all when `None`.
+    pub replica: Option<String>,
+    /// Say the SQL and do nothing.
+    pub dry_run: bool,
+}
+
+/// Something that `init` or `teardown` has to say, as it happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// A statement that a dry run would run at a place (`source shop`, `replica reports`).
+    Sql {
+        /// Where.
+        place: String,
+        /// What, without a semicolon.
+        statement: String,
+    },
+    /// Something was made or removed.
+    Done(String),
+    /// Something takes its time, and why.
+    Waiting(String),
+    /// Something to know.
+    Note(String),
+    /// Something stands in the way: nothing is done.
+    Refused(String),
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything was there.
+    Unchanged,
+    /// Something was made (in a dry run: would be).
+    Changed,
+    /// Something stands in the way; nothing was done.
+    Refused,
+}
+
+/// Whom to tell.
+pub type Report<'a> = &'a mut (dyn FnMut(Line) + Send);
+
+struct Target<'a> {
+    config: &'a ReplicaConfig,
+    connection: PgConnection,
+    /// It has a ledger row of this stream.
+    known: bool,
+    plan: ReplicaPlan,
+}
+
+/// Makes what is missing, source by source.
+///
+/// # Errors
+/// [`ErrorKind::Config`] for names that the configuration does not have, and what arises at source, queue and replicas.
+pub async fn init(config: &Config, queue: &Arc<dyn Queue>, options: &InitOptions, report: Report<'_>) -> Result<Outcome> {
+    let mut outcome = Outcome::Unchanged;
+    for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
+        let done = init_source(source, &replicas, queue, options, report).await.at(|| format!("source '{}'", source.name))?;
+        match done {
+            Outcome::Refused => return Ok(Outcome::Refused),
+            Outcome::Changed => outcome = Outcome::Changed,
+            Outcome::Unchanged => {}
+        }
+    }
+    Ok(outcome)
+}
+
+/// Sources and their replicas, narrowed by names.
+///
+/// # Errors
+/// [`ErrorKind::Config`] for a name that is not there.
+pub fn select<'a>(
+    config: &'a Config,
+    source: Option<&str>,
+    replica: Option<&str>,
+) -> Result<Vec<(&'a SourceConfig, Vec<&'a ReplicaConfig>)>> {
+    if let Some(name) = source.filter(|name| !config.sources.contains_key(*name)) {
+        return Err(Error::new(ErrorKind::Config, format!("the configuration has no source '{name}'")));
+    }
+    let only = match replica {
+        None => None,
+        Some(name) => Some(config.replicas.get(name).ok_or_else(|| {
+            Error::new(ErrorKind::Config, format!("the configuration has no replica '{name}'"))
+        })?),
+    };
+    let wanted = |s: &&SourceConfig| source.is_none_or(|n| n == s.name) && only.is_none_or(|r| r.source == s.name);
+    let replicas_of = |s: &SourceConfig| {
+        config.replicas.values().filter(|r| r.source == s.name && replica.is_none_or(|n| n == r.name)).collect()
+    };
+    Ok(config.sources.values().filter(wanted).map(|s| (s, replicas_of(s))).collect())
+}
+
+async fn init_source(
+    config: &SourceConfig,
+    replicas: &[&ReplicaConfig],
+    queue: &Arc<dyn Queue>,
+    options: &InitOptions,
+    report: Report<'_>,
+) -> Result<Outcome> {
+    let patterns = TablePatterns::parse(&config.tables)?;
+    let mut source = connect(&config.connect, Side::Source, APPLICATION).await?;
+    let resolved = resolve(&mut source, &patterns).await?;
+    for (table, reason) in &resolved.left_out {
+        report(Line::Note(format!("{table} is left out: {reason}")));
+    }
+    let mut refused = resolved.refused.iter().map(|(table, remedy)| format!("{table}: {remedy}")).collect::<Vec<_>>();
+    if resolved.tables.is_empty() && refused.is_empty() {
+        refused.push(format!("no table matches {:?}", config.tables));
+    }
+    let blueprint = Blueprint::read(&mut source, &resolved).await?;
+    let mut targets = Vec::new();
+    for replica in replicas {
+        let target = target(replica, queue, config, &blueprint).await.at(|| format!("replica '{}'", replica.name))?;
+        refused.extend(target.plan.refused.iter().map(|r| format!("replica {}: {r}", replica.name)));
+        for note in &target.plan.notes {
+            report(Line::Note(format!("replica {}: {note}", replica.name)));
+        }
+        targets.push(target);
+    }
+    if !refused.is_empty() {
+        refused.into_iter().for_each(|text| report(Line::Refused(text)));
+        return Ok(Outcome::Refused);
+    }
+    let publication = publication::publication_name(&config.name);
+    let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
+    if options.dry_run {
+        return dry_run(config, queue, &published, &targets, report).await;
+    }
+    let mut changed = false;
+    for target in targets.iter_mut().filter(|t| t.known) {
+        changed |= extend(target, report).await.at(|| format!("replica '{}'", target.config.name))?;
+    }
+    failpoint::hit("init.known_replicas_done")?;
+    if !published.statements.is_empty() {
+        publication::execute(&mut source, Side::Source, &published.statements).await?;
+        report(Line::Done(format!("publication {publication}: {}", gist(&published.added, &published.removed))));
+        changed = true;
+    }
+    failpoint::hit("init.published")?;
+    changed |= stream::ensure(queue, config, &mut |text| report(Line::Waiting(text))).await?;
+    failpoint::hit("init.stream_begun")?;
+    for target in targets.iter_mut().filter(|t| !t.known) {
+        begin_replica(target, queue, config, report).await.at(|| format!("replica '{}'", target.config.name))?;
+        changed = true;
+    }
+    Ok(if changed { Outcome::Changed } else { Outcome::Unchanged })
+}
+
+async fn target<'a>(
+    config: &'a ReplicaConfig,
+    queue: &Arc<dyn Queue>,
+    source: &SourceConfig,
+    blueprint: &Blueprint,
+) -> Result<Target<'a>> {
+    let mut connection = connect(&config.connect, Side::Replica, APPLICATION).await?;
+    let mut registered = BTreeSet::new();
+    let mut known = false;
+    if ledger::exists(&mut connection).await? {
+        match ledger::load(&mut connection, &config.name).await {
+            Err(error) if error.kind() == ErrorKind::Halt(HaltCode::NotInitialized) => {}
+            Err(error) => return Err(error),
+            Ok(row) => {
+                known = true;
+                check_stream(queue, source, &row).await?;
+                registered.extend(ledger::tables(&mut connection, &config.name).await?.into_iter().map(|(table, _)| table));
+            }
+        }
+    }
+    let plan = replica::plan(&mut connection, blueprint, &registered, Loading::Copy).await?;
+    Ok(Target { config, connection, known, plan })
+}
+
+/// A ledger belongs to one stream; another stream under the same name is another log.
+async fn check_stream(queue: &Arc<dyn Queue>, source: &SourceConfig, row: &ledger::ReplicaRow) -> Result<()> {
+    let same = match stream::identity(queue, &source.name).await {
+        Ok((id, _)) => id == row.stream && row.source == source.name,
+        Err(error) if error.kind() == ErrorKind::Halt(HaltCode::NotInitialized) => false,
+        Err(error) => return Err(error),
+    };
+    if same {
+        return Ok(());
+    }
+    let message = format!(
+        "the replica's ledger belongs to another stream than the queue holds for source '{}'; if that pair is given up, run `millstream teardown` first",
+        source.name
+    );
+    Err(Error::halt(HaltCode::LedgerDamaged, message))
+}
+
+/// New tables of a replica that has a ledger: pending before they are published, so that no change finds them unknown.
+async fn extend(target: &mut Target<'_>, report: Report<'_>) -> Result<bool> {
+    ledger::migrate(&mut target.connection).await?;
+    if target.plan.is_empty() {
+        return Ok(false);
+    }
+    let name = &target.config.name;
+    replica::carry_out(&mut target.connection, name, &target.plan, None, CopyState::Pending).await?;
+    report(Line::Done(format!("replica {name}: {}", gist(&target.plan.tables, &target.plan.gone))));
+    Ok(true)
+}
+
+async fn begin_replica(target: &mut Target<'_>, queue: &Arc<dyn Queue>, source: &SourceConfig, report: Report<'_>) -> Result<()> {
+    let name = &target.config.name;
+    ledger::migrate(&mut target.connection).await?;
+    let (stream, history) = stream::identity(queue, &source.name).await?;
+    let cursor = stream::register(queue, &source.name, name).await?;
+    failpoint::hit("init.registered")?;
+    let new = NewReplica { source: &source.name, stream, history: &history, cursor: &cursor };
+    replica::carry_out(&mut target.connection, name, &target.plan, Some(&new), CopyState::Pending).await?;
+    report(Line::Done(format!("replica {name}: ledger, {}", gist(&target.plan.tables, &[]))));
+    Ok(())
+}
+
+async fn dry_run(
+    config: &SourceConfig,
+    queue: &Arc<dyn Queue>,
+    published: &publication::PublicationPlan,
+    targets: &[Target<'_>],
+    report: Report<'_>,
+) -> Result<Outcome> {
+    use crate::capture::begin::{Beginning, beginning};
+    let mut changed = false;
+    let mut say = |place: &str, statement: &str| {
+        changed = true;
+        report(Line::Sql { place: place.to_owned(), statement: statement.to_owned() });
+    };
+    let place = format!("source {}", config.name);
+    for statement in &published.statements {
+        say(&place, statement);
+    }
+    if !matches!(beginning(queue, &config.name).await?, Beginning::Begun(_)) {
+        let part = publication::name_part(&config.name);
+        say(&place, &format!("SELECT pg_create_logical_replication_slot('millstream_{part}_<random>', 'pgoutput')"));
+    }
+    for target in targets {
+        let place = format!("replica {}", target.config.name);
+        if !target.known {
+            say(&place, "CREATE SCHEMA IF NOT EXISTS millstream /* the ledger, migrations/postgres */");
+        }
+        target.plan.statements.iter().for_each(|s| say(&place, s));
+        let later = format!("{place}, when the copy has caught up");
+        target.plan.deferred.iter().for_each(|d| say(&later, &d.statement));
+    }
+    Ok(if changed { Outcome::Changed } else { Outcome::Unchanged })
+}
+
+fn gist(added: &[TableName], removed: &[TableName]) -> String {
+    let list = |tables: &[TableName]| {
+        let names: Vec<String> = tables.iter().take(5).map(ToString::to_string).collect();
+        let more = if tables.len() > 5 { ", …" } else { "" };
+        format!("{}{more}", names.join(", "))
+    };
+    match (added.len(), removed.len()) {
+        (0, 0) => "settings".to_owned(),
+        (n, 0) => format!("{n} new tables ({})", list(added)),
+        (0, m) => format!("{m} tables not replicated any more ({})", list(removed)),
+        (n, m) => format!("{n} new tables ({}), {m} not replicated any more ({})", list(added), list(removed)),
+    }
+}

@@ -1,0 +1,295 @@
+//! A replica's side: what is missing there is planned first, refused as a whole if anything stands in the way, then made in one
+//! transaction together with the ledger's rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::blueprint::Blueprint;
+use super::catalog::{get, oid};
+use super::ddl::{self, Deferred};
+use super::definition::{self, TableDefinition};
+use super::fits::misfits;
+use super::publication::execute;
+use super::types::TypeDefinition;
+use crate::error::Result;
+use crate::event::{History, StreamId, TableName};
+use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
+use crate::queue::log::Cursor;
+use crate::replica::postgres::ledger::{self, CopyState};
+
+/// What is to be done on one replica.
+#[derive(Clone, Debug, Default)]
+pub struct ReplicaPlan {
+    /// Statements, in order, for one transaction.
+    pub statements: Vec<String>,
+    /// Statements for when the copy has caught up, in order.
+    pub deferred: Vec<Deferred>,
+    /// Tables that the ledger does not know yet.
+    pub tables: Vec<TableName>,
+    /// Tables of the ledger that are not published any more.
+    pub gone: Vec<TableName>,
+    /// What stands in the way.
+    pub refused: Vec<String>,
+    /// What its operator should know.
+    pub notes: Vec<String>,
+}
+
+impl ReplicaPlan {
+    /// True when there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.statements.is_empty() && self.deferred.is_empty() && self.tables.is_empty() && self.gone.is_empty()
+    }
+}
+
+/// How tables come to the replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loading {
+    /// By a first copy: they must be empty.
+    Copy,
+    /// They are there already.
+    Adopt,
+}
+
+/// Compares a replica with the blueprint. `registered` are the tables that its ledger knows: those are the applier's, not ours.
+///
+/// # Errors
+/// The server's.
+pub async fn plan(
+    replica: &mut PgConnection,
+    blueprint: &Blueprint,
+    registered: &BTreeSet<TableName>,
+    loading: Loading,
+) -> Result<ReplicaPlan> {
+    let mut plan = ReplicaPlan::default();
+    let existing = tables(replica).await?;
+    let fresh: Vec<&TableDefinition> = blueprint.tables.iter().filter(|t| !registered.contains(&t.table)).collect();
+    let wanted: BTreeSet<&TableName> = blueprint.tables.iter().map(|t| &t.table).collect();
+    plan.tables = fresh.iter().map(|t| t.table.clone()).collect();
+    plan.gone = registered.iter().filter(|name| !wanted.contains(name)).cloned().collect();
+    if fresh.is_empty() {
+        return Ok(plan);
+    }
+    let here: Vec<u32> = fresh.iter().filter_map(|t| existing.get(&t.table).copied()).collect();
+    let here = definition::read(replica, Side::Replica, &here).await?;
+    let here: BTreeMap<&TableName, &TableDefinition> = here.values().map(|t| (&t.table, t)).collect();
+    let mut drops = [Vec::new(), Vec::new()];
+    for table in &fresh {
+        match here.get(&table.table) {
+            Some(found) => judge_existing(replica, table, found, loading, &mut drops, &mut plan).await?,
+            None if loading == Loading::Adopt => {
+                plan.refused.push(format!("{}: the replica does not have it, and --adopt copies nothing", table.table));
+            }
+            None => {}
+        }
+    }
+    if loading == Loading::Copy {
+        let missing: Vec<&TableDefinition> = fresh.into_iter().filter(|t| !here.contains_key(&t.table)).collect();
+        make_missing(replica, blueprint, &existing, &missing, &mut plan).await?;
+        plan.statements.extend(drops.into_iter().flatten());
+        plan.deferred.sort_by_key(|d| d.kind);
+    }
+    Ok(plan)
+}
+
+async fn tables(replica: &mut PgConnection) -> Result<BTreeMap<TableName, u32>> {
+    let rows = sqlx::query(
+        "SELECT c.oid::int8, n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm')",
+    )
+    .fetch_all(replica)
+    .await
+    .map_err(|e| classify(e, Side::Replica))?;
+    rows.iter().map(|r| Ok((TableName::new(get::<String>(r, 1)?, get::<String>(r, 2)?), oid(r, 0)?))).collect()
+}
+
+async fn judge_existing(
+    replica: &mut PgConnection,
+    wanted: &TableDefinition,
+    found: &TableDefinition,
+    loading: Loading,
+    drops: &mut [Vec<String>; 2],
+    plan: &mut ReplicaPlan,
+) -> Result<()> {
+    for misfit in misfits(wanted, found) {
+        plan.refused.push(format!("{}: {misfit}", wanted.table));
+    }
+    if loading == Loading::Adopt {
+        return Ok(());
+    }
+    if has_rows(replica, &wanted.table).await? {
+        plan.refused.push(format!(
+            "{0}: the replica's table holds rows, and they are never emptied or copied into. Empty it yourself (TRUNCATE {1};), \
+             leave it out of the source's tables, or see `millstream init --adopt`",
+            wanted.table,
+            quote_table(&wanted.table)
+        ));
+    }
+    let (taken_off, later) = ddl::take_off(found);
+    for (all, mine) in drops.iter_mut().zip(taken_off) {
+        all.extend(mine);
+    }
+    plan.deferred.extend(later);
+    Ok(())
+}
+
+async fn has_rows(replica: &mut PgConnection, table: &TableName) -> Result<bool> {
+    let sql = format!("SELECT EXISTS (SELECT 1 FROM ONLY {})", quote_table(table));
+    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(replica).await.map_err(|e| classify(e, Side::Replica))
+}
+
+async fn make_missing(
+    replica: &mut PgConnection,
+    blueprint: &Blueprint,
+    existing: &BTreeMap<TableName, u32>,
+    missing: &[&TableDefinition],
+    plan: &mut ReplicaPlan,
+) -> Result<()> {
+    let mut parents = BTreeSet::new();
+    for table in missing {
+        let mut above = table.partition_of.as_ref();
+        while let Some((parent, _)) = above {
+            parents.insert(parent.clone());
+            above = blueprint.parents.iter().find(|p| p.table == *parent).and_then(|p| p.partition_of.as_ref());
+        }
+    }
+    let new_parents = blueprint.parents.iter().filter(|p| parents.contains(&p.table) && !existing.contains_key(&p.table));
+    let new: Vec<&TableDefinition> = new_parents.chain(missing.iter().copied()).collect();
+    let schemas = schemas(replica).await?;
+    let needed: BTreeSet<&String> = new
+        .iter()
+        .flat_map(|t| std::iter::once(&t.table.schema).chain(t.sequences.iter().map(|s| &s.name.schema)))
+        .chain(blueprint.types.iter().map(|t| &t.schema))
+        .filter(|schema| !schemas.contains(*schema) && *schema != "pg_catalog")
+        .collect();
+    plan.statements.extend(needed.into_iter().map(|schema| format!("CREATE SCHEMA {}", quote_ident(schema))));
+    for wanted in &blueprint.types {
+        make_type(replica, wanted, plan).await?;
+    }
+    let known = |name: &TableName| existing.contains_key(name) || blueprint.all().any(|t| t.table == *name);
+    let mut sequences: Vec<String> = new.iter().flat_map(|t| ddl::create_sequences(t)).collect();
+    sequences.sort();
+    sequences.dedup();
+    plan.statements.extend(sequences);
+    plan.statements.extend(new.iter().flat_map(|t| ddl::create_table(t)));
+    plan.statements.extend(new.iter().flat_map(|t| ddl::attach(t, known)));
+    plan.statements.extend(new.iter().flat_map(|t| ddl::own_sequences(t)));
+    for table in new {
+        let (later, left_out) = ddl::deferred(table, known);
+        plan.deferred.extend(later);
+        plan.notes.extend(left_out);
+    }
+    Ok(())
+}
+
+async fn schemas(replica: &mut PgConnection) -> Result<BTreeSet<String>> {
+    let names: Vec<String> = sqlx::query_scalar("SELECT nspname::text FROM pg_catalog.pg_namespace")
+        .fetch_all(replica)
+        .await
+        .map_err(|e| classify(e, Side::Replica))?;
+    Ok(names.into_iter().collect())
+}
+
+async fn make_type(replica: &mut PgConnection, wanted: &TypeDefinition, plan: &mut ReplicaPlan) -> Result<()> {
+    let fail = |e| classify(e, Side::Replica);
+    if let Some(extension) = &wanted.extension {
+        let sql = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_extension WHERE extname = $1)";
+        if !sqlx::query_scalar::<_, bool>(sql).bind(extension).fetch_one(&mut *replica).await.map_err(fail)? {
+            plan.statements.push(wanted.statement.clone());
+        }
+        return Ok(());
+    }
+    let found: Option<i64> = sqlx::query_scalar("SELECT pg_catalog.to_regtype($1)::oid::int8")
+        .bind(&wanted.quoted)
+        .fetch_one(&mut *replica)
+        .await
+        .map_err(fail)?;
+    let Some(found) = found else {
+        plan.statements.push(wanted.statement.clone());
+        return Ok(());
+    };
+    if let Some(labels) = &wanted.labels {
+        let sql = "SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid::int8 = $1 ORDER BY enumsortorder";
+        let theirs: Vec<String> = sqlx::query_scalar(sql).bind(found).fetch_all(replica).await.map_err(fail)?;
+        for label in labels.iter().filter(|label| !theirs.contains(label)) {
+            let quoted = crate::postgres::sql::quote_literal(label);
+            plan.refused.push(format!("type {0} lacks a label: ALTER TYPE {0} ADD VALUE {quoted};", wanted.quoted));
+        }
+    }
+    Ok(())
+}
+
+/// The ledger row of a replica that is new.
+#[derive(Clone, Debug)]
+pub struct NewReplica<'a> {
+    /// Its source's name.
+    pub source: &'a str,
+    /// The stream.
+    pub stream: StreamId,
+    /// The source's identity.
+    pub history: &'a History,
+    /// Place in the log from which it will be brought up to date.
+    pub cursor: &'a Cursor,
+}
+
+/// Makes what a plan says, and the ledger's rows for it, in one transaction.
+///
+/// # Errors
+/// The server's.
+pub async fn carry_out(
+    replica: &mut PgConnection,
+    name: &str,
+    plan: &ReplicaPlan,
+    new: Option<&NewReplica<'_>>,
+    state: CopyState,
+) -> Result<()> {
+    let mut transaction = replica.begin().await.map_err(|e| classify(e, Side::Replica))?;
+    execute(&mut transaction, Side::Replica, &plan.statements).await?;
+    if let Some(row) = new {
+        ledger::create(&mut transaction, name, row.source, row.stream, row.history, Some(row.cursor)).await?;
+    }
+    write_tables(&mut transaction, name, plan, state).await.map_err(|e| classify(e, Side::Replica))?;
+    transaction.commit().await.map_err(|e| classify(e, Side::Replica))
+}
+
+async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan, state: CopyState) -> Result<(), sqlx::Error> {
+    let (schemas, tables): (Vec<&str>, Vec<&str>) =
+        plan.tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
+    sqlx::query(
+        "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at) \
+         SELECT $1, s, t, $4, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = $1), 0), \
+                CASE WHEN $4 = 'live' THEN clock_timestamp() END \
+         FROM unnest($2::text[], $3::text[]) u(s, t) ON CONFLICT DO NOTHING",
+    )
+    .bind(name)
+    .bind(schemas)
+    .bind(tables)
+    .bind(state.as_str())
+    .execute(&mut *replica)
+    .await?;
+    let (schemas, tables): (Vec<&str>, Vec<&str>) = plan.gone.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
+    sqlx::query(
+        "DELETE FROM millstream.copied_table c USING unnest($2::text[], $3::text[]) u(s, t) \
+         WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t",
+    )
+    .bind(name)
+    .bind(schemas)
+    .bind(tables)
+    .execute(&mut *replica)
+    .await?;
+    for deferred in &plan.deferred {
+        sqlx::query(
+            "INSERT INTO millstream.deferred_ddl (replica, ordinal, table_schema, table_name, kind, statement) \
+             SELECT $1, coalesce(max(ordinal), 0) + 1, $2, $3, $4, $5 FROM millstream.deferred_ddl WHERE replica = $1",
+        )
+        .bind(name)
+        .bind(&deferred.table.schema)
+        .bind(&deferred.table.name)
+        .bind(deferred.kind.as_str())
+        .bind(&deferred.statement)
+        .execute(&mut *replica)
+        .await?;
+    }
+    Ok(())
+}
