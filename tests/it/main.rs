@@ -10,4 +10,5 @@ mod kafka;
 mod postgres_client;
 mod scenarios;
 mod selftest;
+mod copy;
 mod support;

@@ -13,8 +13,8 @@ use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
 /// What a source's configured name becomes in the names of its slot and publication: lower-case letters, digits and underscores.
 #[must_use]
 pub fn name_part(source: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
-    source.chars().map(plain).take(40).collect()
+    let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
+    source.to_lowercase().chars().map(plain).take(43).collect()
 }
 
 /// Name of a source's publication.

@@ -35,25 +35,28 @@ impl std::fmt::Display for Blocker {
     }
 }
 
-/// Transactions with one of these ids that are still in progress, oldest first. With `None`, all that have an id.
+/// Transactions with one of these ids that are still in progress, oldest first. With `None`, all that have an id, first those that
+/// `waiting_pid` waits for.
 ///
 /// A query's literals are replaced: values go into no log.
 ///
 /// # Errors
 /// The server's.
-pub async fn blockers(source: &mut PgConnection, xids: Option<&[i64]>) -> Result<Vec<Blocker>> {
+pub async fn blockers(source: &mut PgConnection, xids: Option<&[i64]>, waiting_pid: i32) -> Result<Vec<Blocker>> {
     let rows = sqlx::query(
         "WITH busy AS ( \
-             SELECT 'backend pid ' || a.pid || coalesce(' (' || nullif(a.usename, '') || coalesce(', ' || nullif(a.application_name, ''), '') || ')', '') AS who, \
+             SELECT a.pid, 'backend pid ' || a.pid || coalesce(' (' || nullif(a.usename, '') || coalesce(', ' || nullif(a.application_name, ''), '') || ')', '') AS who, \
                     a.xact_start AS since, a.backend_xid AS xid, \
                     pg_catalog.left(pg_catalog.regexp_replace(pg_catalog.regexp_replace(a.query, '''[^'']*''', '''…''', 'g'), '\\s+', ' ', 'g'), 120) AS query \
              FROM pg_catalog.pg_stat_activity a WHERE a.backend_xid IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid() \
              UNION ALL \
-             SELECT 'prepared transaction ' || pg_catalog.quote_literal(p.gid), p.prepared, p.transaction, NULL FROM pg_catalog.pg_prepared_xacts p) \
+             SELECT 0, 'prepared transaction ' || pg_catalog.quote_literal(p.gid), p.prepared, p.transaction, NULL FROM pg_catalog.pg_prepared_xacts p) \
          SELECT who, coalesce(extract(epoch FROM clock_timestamp() - since), 0)::int8, query FROM busy \
-         WHERE $1::int8[] IS NULL OR xid::text::int8 = ANY (SELECT x & 4294967295 FROM unnest($1::int8[]) x) ORDER BY since NULLS LAST",
+         WHERE $1::int8[] IS NULL OR xid::text::int8 = ANY (SELECT x & 4294967295 FROM unnest($1::int8[]) x) \
+         ORDER BY NOT pid = ANY (pg_catalog.pg_blocking_pids($2)), since NULLS LAST",
     )
     .bind(xids)
+    .bind(waiting_pid)
     .fetch_all(source)
     .await
     .map_err(|e| classify(e, Side::Source))?;
@@ -67,6 +70,10 @@ pub async fn blockers(source: &mut PgConnection, xids: Option<&[i64]>) -> Result
 pub async fn create(config: &SourceConfig, slot: &str, waiting: &mut (dyn FnMut(String) + Send)) -> Result<Lsn> {
     let mut maker = connect(&config.connect, Side::Source, APPLICATION).await?;
     let mut watcher = connect(&config.connect, Side::Source, APPLICATION).await?;
+    let pid: i32 = sqlx::query_scalar("SELECT pg_catalog.pg_backend_pid()")
+        .fetch_one(&mut maker)
+        .await
+        .map_err(|e| classify(e, Side::Source))?;
     let version = maker.server_version_num().unwrap_or(0);
     // Synchronised to standbys (I5: a promotion without the slot is loss), from the version on that can.
     let options = if version >= 170_000 { "false, false, true" } else { "false, false" };
@@ -80,7 +87,7 @@ pub async fn create(config: &SourceConfig, slot: &str, waiting: &mut (dyn FnMut(
                 return made.map_err(|e| classify(e, Side::Source)).at(|| format!("creating slot '{slot}'"))?.parse();
             }
             () = sleep(LOOK_EVERY) => {
-                let first = blockers(&mut watcher, None).await?.into_iter().next();
+                let first = blockers(&mut watcher, None, pid).await?.into_iter().next();
                 if let Some(blocker) = first {
                     let text = format!("creating the slot waits for {blocker}");
                     if blocker.who != said {
