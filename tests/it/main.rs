@@ -5,10 +5,10 @@
 
 mod check;
 mod conformance;
+mod copy;
 mod crash;
 mod kafka;
 mod postgres_client;
 mod scenarios;
 mod selftest;
-mod copy;
 mod support;

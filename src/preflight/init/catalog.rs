@@ -96,16 +96,16 @@ fn identity_remedy(table: &Candidate) -> Option<String> {
     let full = format!("ALTER TABLE {name} REPLICA IDENTITY FULL;");
     match table.identity {
         IdentityState::Usable => None,
-        IdentityState::NoKey => Some(format!("it has no primary key, so its updates and deletes could not be published; give it one, or: {full}")),
+        IdentityState::NoKey => {
+            Some(format!("it has no primary key, so its updates and deletes could not be published; give it one, or: {full}"))
+        }
         IdentityState::Nothing => Some(format!(
             "its replica identity is NOTHING, so its updates and deletes could not be published: ALTER TABLE {name} REPLICA IDENTITY DEFAULT; (or FULL without a primary key)"
         )),
-        IdentityState::IndexGone => {
-            Some(format!("the index of its replica identity is gone: ALTER TABLE {name} REPLICA IDENTITY DEFAULT; (or FULL without a primary key)"))
-        }
-        IdentityState::Deferrable => {
-            Some(format!("its primary key is deferrable, which is no replica identity: {full}"))
-        }
+        IdentityState::IndexGone => Some(format!(
+            "the index of its replica identity is gone: ALTER TABLE {name} REPLICA IDENTITY DEFAULT; (or FULL without a primary key)"
+        )),
+        IdentityState::Deferrable => Some(format!("its primary key is deferrable, which is no replica identity: {full}")),
     }
 }
 
@@ -164,8 +164,7 @@ pub(crate) fn get<'r, T>(row: &'r PgRow, index: usize) -> Result<T>
 where
     T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
-    row.try_get(index)
-        .map_err(|e| Error::new(ErrorKind::Unexpected, format!("column {index} of a catalog query")).with_source(e))
+    row.try_get(index).map_err(|e| Error::new(ErrorKind::Unexpected, format!("column {index} of a catalog query")).with_source(e))
 }
 
 /// An oid that the query cast to `int8`.

@@ -68,7 +68,9 @@ pub fn own_sequences(table: &TableDefinition) -> Vec<String> {
 pub fn create_table(table: &TableDefinition) -> Vec<String> {
     let mut parts: Vec<String> = table.columns.iter().map(|c| column(table, c)).collect();
     let now = table.constraints.iter().filter(|k| k.kind == 'c' || (k.finds_rows && matches!(k.kind, 'p' | 'u')));
-    parts.extend(now.filter(|k| !k.text.ends_with(" NOT VALID")).map(|k| format!("CONSTRAINT {} {}", quote_ident(&k.name), k.text)));
+    parts.extend(
+        now.filter(|k| !k.text.ends_with(" NOT VALID")).map(|k| format!("CONSTRAINT {} {}", quote_ident(&k.name), k.text)),
+    );
     let partitioned = table.partition_key.as_ref().map(|key| format!(" PARTITION BY {key}")).unwrap_or_default();
     let body = parts.iter().map(|p| format!("\n    {p}")).collect::<Vec<_>>().join(",");
     let mut statements = vec![format!("CREATE TABLE {} ({body}\n){partitioned}", quote_table(&table.table))];
@@ -80,9 +82,10 @@ pub fn create_table(table: &TableDefinition) -> Vec<String> {
 #[must_use]
 pub fn attach(table: &TableDefinition, known: impl Fn(&TableName) -> bool) -> Vec<String> {
     let name = quote_table(&table.table);
-    let partition = table.partition_of.iter().map(|(parent, bound)| {
-        format!("ALTER TABLE ONLY {} ATTACH PARTITION {name} {bound}", quote_table(parent))
-    });
+    let partition = table
+        .partition_of
+        .iter()
+        .map(|(parent, bound)| format!("ALTER TABLE ONLY {} ATTACH PARTITION {name} {bound}", quote_table(parent)));
     let inherited = table.inherits.iter().filter(|p| known(p)).map(|p| format!("ALTER TABLE {name} INHERIT {}", quote_table(p)));
     partition.chain(inherited).collect()
 }

@@ -14,7 +14,9 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
     for column in source.travelling() {
         let quoted = quote_ident(&column.name);
         match replica.columns.iter().find(|c| c.name == column.name) {
-            None => found.push(format!("column {quoted} is missing: ALTER TABLE {name} ADD COLUMN {quoted} {};", column.type_text)),
+            None => {
+                found.push(format!("column {quoted} is missing: ALTER TABLE {name} ADD COLUMN {quoted} {};", column.type_text))
+            }
             Some(theirs) if theirs.generated.is_some() => {
                 found.push(format!("column {quoted} is generated here and not at the source: ALTER TABLE {name} ALTER COLUMN {quoted} DROP EXPRESSION;"));
             }
@@ -23,7 +25,9 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
                 theirs.type_text, column.type_text, column.type_text
             )),
             Some(theirs) if theirs.not_null && !column.not_null => {
-                found.push(format!("column {quoted} is NOT NULL here only: ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL;"));
+                found.push(format!(
+                    "column {quoted} is NOT NULL here only: ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL;"
+                ));
             }
             Some(_) => {}
         }

@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use sqlx::PgConnection;
 
+use crate::capture::begin::publication_name;
 use crate::config::{Config, ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::TableName;
@@ -132,9 +133,12 @@ pub fn select<'a>(
     }
     let only = match replica {
         None => None,
-        Some(name) => Some(config.replicas.get(name).ok_or_else(|| {
-            Error::new(ErrorKind::Config, format!("the configuration has no replica '{name}'"))
-        })?),
+        Some(name) => Some(
+            config
+                .replicas
+                .get(name)
+                .ok_or_else(|| Error::new(ErrorKind::Config, format!("the configuration has no replica '{name}'")))?,
+        ),
     };
     let wanted = |s: &&SourceConfig| source.is_none_or(|n| n == s.name) && only.is_none_or(|r| r.source == s.name);
     let replicas_of = |s: &SourceConfig| {
@@ -174,7 +178,7 @@ async fn init_source(
         refused.into_iter().for_each(|text| report(Line::Refused(text)));
         return Ok(Outcome::Refused);
     }
-    let publication = publication::publication_name(&config.name);
+    let publication = publication_name(&config.name);
     let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
     if options.dry_run {
         return dry_run(config, queue, &published, &targets, report).await;
@@ -282,8 +286,8 @@ async fn dry_run(
         say(&place, statement);
     }
     if !matches!(beginning(queue, &config.name).await?, Beginning::Begun(_)) {
-        let part = publication::name_part(&config.name);
-        say(&place, &format!("SELECT pg_create_logical_replication_slot('millstream_{part}_<random>', 'pgoutput')"));
+        let name = publication_name(&config.name);
+        say(&place, &format!("SELECT pg_create_logical_replication_slot('{name}_<random>', 'pgoutput')"));
     }
     for target in targets {
         let place = format!("replica {}", target.config.name);

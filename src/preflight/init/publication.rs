@@ -10,19 +10,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
 
-/// What a source's configured name becomes in the names of its slot and publication: lower-case letters, digits and underscores.
-#[must_use]
-pub fn name_part(source: &str) -> String {
-    let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
-    source.to_lowercase().chars().map(plain).take(43).collect()
-}
-
-/// Name of a source's publication.
-#[must_use]
-pub fn publication_name(source: &str) -> String {
-    format!("millstream_{}", name_part(source))
-}
-
 /// What stands between the publication as it is and as it should be.
 #[derive(Clone, Debug, Default)]
 pub struct PublicationPlan {
@@ -47,7 +34,8 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
         return Ok(PublicationPlan { statements: vec![statement], added: wanted.to_vec(), removed: Vec::new() });
     };
     if current.all_tables {
-        let message = format!("publication {name} is FOR ALL TABLES; Millstream lists its tables one by one: DROP PUBLICATION {name};");
+        let message =
+            format!("publication {name} is FOR ALL TABLES; Millstream lists its tables one by one: DROP PUBLICATION {name};");
         return Err(Error::new(ErrorKind::Config, message));
     }
     let wanted: BTreeSet<_> = wanted.iter().cloned().collect();

@@ -5,6 +5,8 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 use tokio::time::{Instant, sleep};
 
+use crate::capture::begin::publication_name;
+use crate::capture::postgres::slot::{identify, lineage};
 use crate::config::SourceConfig;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{History, Lsn};
@@ -116,8 +118,8 @@ pub async fn exists(source: &mut PgConnection, slot: &str) -> Result<bool> {
 ///
 /// # Errors
 /// The server's.
-pub async fn of_source(source: &mut PgConnection, name_part: &str) -> Result<Vec<String>> {
-    let pattern = format!("^millstream_{name_part}_[0-9a-f]{{8}}$");
+pub async fn of_source(source: &mut PgConnection, source_name: &str) -> Result<Vec<String>> {
+    let pattern = format!("^{}_[0-9a-f]{{8}}$", publication_name(source_name));
     sqlx::query_scalar(
         "SELECT slot_name::text FROM pg_catalog.pg_replication_slots \
          WHERE slot_name ~ $1 AND plugin = 'pgoutput' AND database = pg_catalog.current_database() ORDER BY 1",
@@ -155,11 +157,14 @@ pub async fn drop_slot(source: &mut PgConnection, slot: &str) -> Result<bool> {
             }
         };
         if own != Some(true) || !application.starts_with("millstream") {
-            let message = format!("slot '{slot}' is being read by backend pid {pid} ('{application}'), which is not ours; end that first");
+            let message =
+                format!("slot '{slot}' is being read by backend pid {pid} ('{application}'), which is not ours; end that first");
             return Err(Error::new(ErrorKind::Held, message));
         }
         if Instant::now() > deadline {
-            let message = format!("slot '{slot}': our walsender, backend pid {pid}, does not end; is a daemon still running? stop it first");
+            let message = format!(
+                "slot '{slot}': our walsender, backend pid {pid}, does not end; is a daemon still running? stop it first"
+            );
             return Err(Error::new(ErrorKind::Held, message));
         }
         sqlx::query("SELECT pg_catalog.pg_terminate_backend($1)")
@@ -177,26 +182,8 @@ pub async fn drop_slot(source: &mut PgConnection, slot: &str) -> Result<bool> {
 /// The server's.
 pub async fn history(config: &SourceConfig, slot: String) -> Result<History> {
     let mut client = PgClient::connect(&config.connect, Mode::Replication, Side::Source).await?;
-    let rows = client.simple_query("IDENTIFY_SYSTEM").await?;
-    let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Malformed, "IDENTIFY_SYSTEM gave nothing"))?;
-    let timeline: u32 = row.parse("timeline")?;
-    let system_identifier = row.parse("systemid")?;
-    let lineage = if timeline > 1 { lineage(&mut client, timeline).await? } else { Vec::new() };
-    Ok(History { system_identifier, timeline, lineage, database: config.connect.database.clone(), slot })
-}
-
-/// Earlier timelines: number, and where the next one left it (a line each, `number`, tab, `LSN`, tab, reason).
-async fn lineage(client: &mut PgClient, timeline: u32) -> Result<Vec<(u32, u64)>> {
-    let rows = client.simple_query(&format!("TIMELINE_HISTORY {timeline}")).await?;
-    let content = rows.first().map(|row| row.text("content").map(str::to_owned)).transpose()?.unwrap_or_default();
-    let mut lineage = Vec::new();
-    for line in content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let mut parts = line.split_whitespace();
-        let (number, lsn) = (parts.next().and_then(|n| n.parse().ok()), parts.next().and_then(|l| l.parse::<Lsn>().ok()));
-        let (Some(number), Some(lsn)) = (number, lsn) else {
-            return Err(Error::new(ErrorKind::Malformed, format!("line '{line}' of the timeline's history")));
-        };
-        lineage.push((number, lsn.0));
-    }
-    Ok(lineage)
+    let server = identify(&mut client).await?;
+    let lineage = lineage(&mut client, server.timeline).await?;
+    let database = config.connect.database.clone();
+    Ok(History { system_identifier: server.system_identifier, timeline: server.timeline, lineage, database, slot })
 }

@@ -22,11 +22,7 @@ use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
 /// # Errors
 /// Those of queue and source; a halt with `slot_missing` when a stream that was begun has lost its slot, with `history_changed` when an
 /// earlier attempt was made against another server.
-pub async fn ensure(
-    queue: &Arc<dyn Queue>,
-    config: &SourceConfig,
-    said: &mut (dyn FnMut(String) + Send),
-) -> Result<bool> {
+pub async fn ensure(queue: &Arc<dyn Queue>, config: &SourceConfig, said: &mut (dyn FnMut(String) + Send)) -> Result<bool> {
     let stream = config.name.as_str();
     let slot = match beginning(queue, stream).await? {
         Beginning::Begun(history) => {
@@ -40,7 +36,9 @@ pub async fn ensure(
         Beginning::SlotPending(genesis) => {
             let now = slot::history(config, String::new()).await?;
             if now.system_identifier != genesis.history.system_identifier {
-                let message = format!("an earlier `init` of stream '{stream}' was made against another server; `millstream teardown` first");
+                let message = format!(
+                    "an earlier `init` of stream '{stream}' was made against another server; `millstream teardown` first"
+                );
                 return Err(Error::halt(HaltCode::HistoryChanged, message));
             }
             let mut source = connect(&config.connect, Side::Source, "millstream init").await?;
@@ -83,14 +81,19 @@ pub async fn identity(queue: &Arc<dyn Queue>, stream: &str) -> Result<(StreamId,
 pub async fn register(queue: &Arc<dyn Queue>, stream: &str, consumer: &str) -> Result<Cursor> {
     // Held from the start of the search on, so that nothing is trimmed between finding the end and naming it.
     let entry = EntryPoint::find(queue, stream).await?;
-    put(queue, stream, consumer, &ConsumerProgress {
-        keep_from: entry.offset,
-        number: RecordNumber(0),
-        position: None,
-        bytes_before: 0,
-        changes_before: 0,
-        at_us: now_us(),
-    })
+    put(
+        queue,
+        stream,
+        consumer,
+        &ConsumerProgress {
+            keep_from: entry.offset,
+            number: RecordNumber(0),
+            position: None,
+            bytes_before: 0,
+            changes_before: 0,
+            at_us: now_us(),
+        },
+    )
     .await?;
     let cursor = find(queue, stream, entry.offset, None).await?.ok_or_else(|| {
         Error::halt(HaltCode::NotInitialized, format!("stream '{stream}' has no record to start from; run `millstream init`"))
@@ -104,14 +107,19 @@ pub async fn register(queue: &Arc<dyn Queue>, stream: &str, consumer: &str) -> R
 /// # Errors
 /// Those of the queue.
 pub async fn put_cursor(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, cursor: &Cursor) -> Result<()> {
-    put(queue, stream, consumer, &ConsumerProgress {
-        keep_from: cursor.base_offset,
-        number: cursor.number,
-        position: cursor.position,
-        bytes_before: cursor.bytes_before,
-        changes_before: cursor.changes_before,
-        at_us: now_us(),
-    })
+    put(
+        queue,
+        stream,
+        consumer,
+        &ConsumerProgress {
+            keep_from: cursor.base_offset,
+            number: cursor.number,
+            position: cursor.position,
+            bytes_before: cursor.bytes_before,
+            changes_before: cursor.changes_before,
+            at_us: now_us(),
+        },
+    )
     .await
 }
 

@@ -186,7 +186,8 @@ async fn define(source: &mut PgConnection, id: u32, raw: &Raw) -> Result<Option<
             Some(simple(format!("CREATE TYPE {quoted} AS ({})", list.join(", "))))
         }
         "c" => {
-            let message = format!("a column has the row type of table {quoted}; make that type on the replica, or leave the table out");
+            let message =
+                format!("a column has the row type of table {quoted}; make that type on the replica, or leave the table out");
             return Err(Error::new(ErrorKind::Config, message));
         }
         "r" => raw.subtype_text.as_ref().map(|subtype| simple(format!("CREATE TYPE {quoted} AS RANGE (subtype = {subtype})"))),

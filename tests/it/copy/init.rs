@@ -102,17 +102,33 @@ async fn a_table_without_a_replica_identity_is_refused_with_the_statement_that_m
 async fn a_replica_table_with_rows_is_refused_and_an_empty_one_must_fit() {
     let pair = Pair::new().await;
     pair.source.execute("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY, v text)").await;
-    pair.replica.execute("CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a VALUES (1); CREATE TABLE b (id int, v int)").await;
+    pair.replica
+        .execute("CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a VALUES (1); CREATE TABLE b (id int, v int)")
+        .await;
     let (outcome, lines) = pair.init_with(InitOptions::default()).await;
     assert_eq!(outcome.unwrap(), Outcome::Refused);
     let text = format!("{lines:?}");
-    assert!(text.contains("public.a: the replica's table holds rows") && text.contains("primary key is not the source's"), "{text}");
+    assert!(
+        text.contains("public.a: the replica's table holds rows") && text.contains("primary key is not the source's"),
+        "{text}"
+    );
     assert!(text.contains("ALTER COLUMN \\\\\\\"v\\\\\\\" TYPE text") || text.contains("TYPE text"), "{text}");
     assert_eq!(pair.replica.value("SELECT count(*) FROM a").await, "1");
-    pair.replica.execute("TRUNCATE a; ALTER TABLE b ALTER v TYPE text; ALTER TABLE b ADD PRIMARY KEY (id); CREATE UNIQUE INDEX b_v ON b (v)").await;
+    pair.replica
+        .execute(
+            "TRUNCATE a; ALTER TABLE b ALTER v TYPE text; ALTER TABLE b ADD PRIMARY KEY (id); CREATE UNIQUE INDEX b_v ON b (v)",
+        )
+        .await;
     pair.init().await;
-    assert_eq!(pair.replica.value("SELECT count(*) FROM pg_class WHERE relname = 'b_v'").await, "0", "taken off until the copy is done");
-    assert_eq!(pair.replica.value("SELECT statement FROM millstream.deferred_ddl").await, "CREATE UNIQUE INDEX b_v ON public.b USING btree (v)");
+    assert_eq!(
+        pair.replica.value("SELECT count(*) FROM pg_class WHERE relname = 'b_v'").await,
+        "0",
+        "taken off until the copy is done"
+    );
+    assert_eq!(
+        pair.replica.value("SELECT statement FROM millstream.deferred_ddl").await,
+        "CREATE UNIQUE INDEX b_v ON public.b USING btree (v)"
+    );
 }
 
 #[tokio::test]
@@ -141,7 +157,10 @@ async fn an_init_that_was_killed_before_the_second_record_drops_the_slot_it_name
     let first = slot::create(shop, &name, &mut |_| {}).await.unwrap();
     pair.source.execute("INSERT INTO a VALUES (1)").await;
     pair.init().await;
-    let standing = format!("SELECT slot_name || confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name LIKE 'millstream_{}%'", shop.name);
+    let standing = format!(
+        "SELECT slot_name || confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name LIKE 'millstream_{}%'",
+        shop.name
+    );
     let now = pair.source.value(&standing).await;
     assert!(now.starts_with(&name) && now != format!("{name}{first}"), "{now}");
 }
@@ -152,7 +171,8 @@ async fn the_transaction_that_the_slot_waits_for_is_named() {
     pair.source.execute("CREATE TABLE a (id int PRIMARY KEY)").await;
     let mut open = pair.source.connection().await;
     crate::support::sql::query(&mut open, "BEGIN").await.unwrap();
-    let pid = crate::support::sql::query(&mut open, "INSERT INTO a VALUES (7) RETURNING pg_backend_pid() /* the one */").await.unwrap();
+    let pid =
+        crate::support::sql::query(&mut open, "INSERT INTO a VALUES (7) RETURNING pg_backend_pid() /* the one */").await.unwrap();
     let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let run = async {
         let mut report = |line| said.send(line).unwrap();

@@ -61,6 +61,8 @@ impl Pair {
             queue: QueueConfig { kind: QueueKind::Embedded { folder: folder.path().to_owned() }, max_bytes: 1 << 30 },
             replicas: BTreeMap::from([("reports".into(), reports)]),
             http: None,
+            log: millstream::config::LogConfig::default(),
+            warnings: Vec::new(),
         };
         Self { source, replica, config, queue, _folder: folder }
     }
