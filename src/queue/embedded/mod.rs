@@ -106,6 +106,8 @@ mod reader;
 mod registry;
 mod segment;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod trim;
 mod writer;
 

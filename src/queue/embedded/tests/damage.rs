@@ -1,0 +1,74 @@
+//! Damage to what was durable is found and never cut; a missing segment is refused.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::disk::Disk;
+use super::{FOREIGN, new_disk, open, read_from};
+use crate::error::ErrorKind;
+use crate::queue::embedded::storage::Folder;
+
+/// Batches of sealed records in several segments.
+fn filled(batches: &[Vec<usize>]) -> (Arc<Disk>, Vec<(u64, Vec<u8>)>) {
+    let disk = new_disk(1);
+    let mut writer = open(&disk).unwrap();
+    let mut all = Vec::new();
+    for sizes in batches {
+        let records: Vec<Bytes> = sizes.iter().map(|size| Bytes::from(vec![0x4D; *size])).collect();
+        writer.write_batch(records.iter()).unwrap();
+        all.extend(records.iter().map(|r| r.to_vec()));
+    }
+    writer.seal().unwrap();
+    (disk, (0..).zip(all).collect())
+}
+
+fn segments(disk: &Arc<Disk>) -> Vec<String> {
+    disk.list().unwrap().into_iter().filter(|name| name.ends_with(".seg")).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 800, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_flipped_bit_loses_nothing_in_silence(
+        batches in prop::collection::vec(prop::collection::vec(0..400_usize, 1..4), 1..12),
+        segment: prop::sample::Index,
+        place: prop::sample::Index,
+    ) {
+        let (disk, all) = filled(&batches);
+        let names = segments(&disk);
+        let name = &names[segment.index(names.len())];
+        let length = disk.open(name, false).unwrap().len().unwrap();
+        disk.flip(name, place.index(length as usize) as u64);
+        // A reader gets the truth, as far as it gets.
+        if let Ok(found) = read_from(&disk, 0, FOREIGN) {
+            prop_assert!(all.starts_with(&found));
+        }
+        // A writer refuses, or goes on behind everything that was acknowledged.
+        match open(&disk) {
+            Ok(writer) => prop_assert_eq!(writer.end(), all.len() as u64),
+            Err(error) => prop_assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::TooNew), "{}", error),
+        }
+    }
+}
+
+#[test]
+fn a_missing_segment_is_refused() {
+    let (disk, all) = filled(&vec![vec![300, 300]; 9]);
+    let names = segments(&disk);
+    assert!(names.len() >= 4, "{names:?}");
+    disk.remove(&names[1]).unwrap();
+    assert_eq!(open(&disk).err().map(|e| e.kind()), Some(ErrorKind::Corrupt));
+    let error = read_from(&disk, 0, FOREIGN).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(read_from(&disk, all.len() as u64, FOREIGN).is_ok(), "behind the hole there is nothing to miss");
+}
+
+#[test]
+fn a_missing_last_segment_is_noticed_by_readers_that_were_further() {
+    let (disk, all) = filled(&vec![vec![300, 300]; 9]);
+    disk.remove(segments(&disk).last().unwrap()).unwrap();
+    assert!(read_from(&disk, all.len() as u64, FOREIGN).is_err());
+}
