@@ -15,6 +15,8 @@ type Bytes = [u8; PAGE];
 pub enum Fault {
     /// The power fails: nothing works until [`Disk::crash`].
     Power,
+    /// The process is killed before this; what it wrote stays with the kernel.
+    Kill,
     /// The sync fails; some pages were written, the others are clean and lost.
     Sync,
     /// No room, after a part of the write.
@@ -37,6 +39,7 @@ struct State {
     pending: Vec<NameChange>,
     armed: Option<(Fault, u32)>,
     dead: bool,
+    sync_failed: bool,
 }
 
 enum NameChange {
@@ -58,6 +61,8 @@ struct Page {
     now: Bytes,
     /// What a crash may leave; the first is what was synced last.
     versions: Vec<Bytes>,
+    /// A sync failed: what readers see is not on disk, and no later sync writes it.
+    lost: bool,
 }
 
 impl Disk {
@@ -77,6 +82,11 @@ impl Disk {
     /// True when the power is off.
     pub fn is_dead(&self) -> bool {
         self.state().dead
+    }
+
+    /// True when a file's sync has failed since this was asked before.
+    pub fn sync_failed(&self) -> bool {
+        std::mem::take(&mut self.state().sync_failed)
     }
 
     /// The power fails, if it has not yet, and comes back: what was not synced is lost, page by page.
@@ -138,6 +148,9 @@ impl State {
                 let fault = *fault;
                 self.armed = None;
                 self.dead = fault == Fault::Power;
+                if matches!(fault, Fault::Power | Fault::Kill) {
+                    return Err(io::Error::other(format!("{fault:?}")));
+                }
                 Ok(Some(fault))
             }
             Some((_, left)) => {
@@ -150,7 +163,6 @@ impl State {
 
     fn change_names(&mut self, change: NameChange) -> io::Result<()> {
         match self.fault()? {
-            Some(Fault::Power) => return Err(io::Error::other("the power fails")),
             Some(Fault::Full) => return Err(io::ErrorKind::StorageFull.into()),
             _ => {}
         }
@@ -164,7 +176,7 @@ impl Inode {
     fn write(&mut self, bytes: &[u8], at: u64) {
         let end = at as usize + bytes.len();
         while self.pages.len() * PAGE < end {
-            self.pages.push(Page { now: [0; PAGE], versions: vec![[0; PAGE]] });
+            self.pages.push(Page { now: [0; PAGE], versions: vec![[0; PAGE]], lost: false });
         }
         let mut done = 0;
         while done < bytes.len() {
@@ -173,6 +185,7 @@ impl Inode {
             let page = &mut self.pages[page];
             page.now[within..within + count].copy_from_slice(&bytes[done..done + count]);
             page.versions.push(page.now);
+            page.lost = false;
             done += count;
         }
         self.length = self.length.max(end as u64);
@@ -189,7 +202,7 @@ impl Inode {
     }
 
     fn sync(&mut self) {
-        for page in &mut self.pages {
+        for page in self.pages.iter_mut().filter(|page| !page.lost) {
             page.versions = vec![page.now];
         }
         self.lengths = vec![self.length];
@@ -198,14 +211,15 @@ impl Inode {
     /// Some pages reach the disk; the others count as clean and will not be written by a later sync.
     fn fail_sync(&mut self, random: &mut u64) {
         for page in &mut self.pages {
-            let kept = if next(random) % 2 == 0 { page.now } else { page.versions[0] };
-            page.versions = vec![kept];
+            page.lost |= page.versions.len() > 1 && next(random) % 2 == 0;
+            page.versions = vec![if page.lost { page.versions[0] } else { page.now }];
         }
     }
 
     fn crash(&mut self, random: &mut u64) {
         for page in &mut self.pages {
             page.now = page.versions[next(random) as usize % page.versions.len()];
+            page.lost = false;
         }
         let least = self.lengths.iter().copied().min().unwrap_or(0);
         let most = self.lengths.iter().copied().max().unwrap_or(0);
@@ -242,19 +256,22 @@ impl File for Open {
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let state = &mut *self.disk.state();
-        let fault = state.fault()?;
+        let was_dead = state.dead;
+        let fault = state.fault();
         let some = next(&mut state.random) as usize % bytes.len();
         let inode = &mut state.inodes[self.inode];
         match fault {
-            Some(Fault::Power) => {
-                inode.write(&bytes[..some], at);
-                Err(io::Error::other("the power fails"))
+            Err(error) => {
+                if !was_dead {
+                    inode.write(&bytes[..some], at);
+                }
+                Err(error)
             }
-            Some(Fault::Full) => {
+            Ok(Some(Fault::Full)) => {
                 inode.write(&bytes[..some], at);
                 Err(io::ErrorKind::StorageFull.into())
             }
-            Some(Fault::Short) if some > 0 => {
+            Ok(Some(Fault::Short)) if some > 0 => {
                 inode.write(&bytes[..some], at);
                 Ok(some)
             }
@@ -271,9 +288,7 @@ impl File for Open {
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         let state = &mut *self.disk.state();
-        if state.fault()? == Some(Fault::Power) {
-            return Err(io::Error::other("the power fails"));
-        }
+        state.fault()?;
         state.inodes[self.inode].set_len(length);
         Ok(())
     }
@@ -283,9 +298,9 @@ impl File for Open {
         let fault = state.fault()?;
         let inode = &mut state.inodes[self.inode];
         match fault {
-            Some(Fault::Power) => Err(io::Error::other("the power fails")),
             Some(Fault::Sync) => {
                 inode.fail_sync(&mut state.random);
+                state.sync_failed = true;
                 Err(io::Error::other("the sync fails"))
             }
             _ => {
@@ -331,7 +346,6 @@ impl Folder for Arc<Disk> {
     fn sync(&self) -> io::Result<()> {
         let state = &mut *self.state();
         match state.fault()? {
-            Some(Fault::Power) => return Err(io::Error::other("the power fails")),
             Some(Fault::Sync) => return Err(io::Error::other("the sync fails")),
             _ => {}
         }

@@ -33,7 +33,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let sizes = prop::collection::vec(prop_oneof![4 => 0..40_usize, 2 => 40..300_usize, 1 => 300..2000_usize], 1..5);
-    let fault = prop_oneof![Just(Fault::Power), Just(Fault::Sync), Just(Fault::Full), Just(Fault::Short)];
+    let fault = prop_oneof![Just(Fault::Power), Just(Fault::Kill), Just(Fault::Sync), Just(Fault::Full), Just(Fault::Short)];
     let step = prop_oneof![
         10 => sizes.prop_map(Step::Append),
         3 => Just(Step::Seal),
@@ -120,7 +120,7 @@ impl World {
 
     fn fault(&mut self) {
         self.writer = None;
-        self.suspect = true;
+        self.suspect |= self.disk.sync_failed();
         if self.disk.is_dead() {
             self.crash();
         }
@@ -130,6 +130,8 @@ impl World {
         self.writer = None;
         self.suspect = false;
         self.disk.crash();
+        // A trim that was killed may be taken back; nothing was removed then.
+        self.start = trim::start(&*folder(&self.disk)).unwrap();
         // Its process is gone with the host; another one opens where it was.
         self.elsewhere = None;
     }
@@ -233,7 +235,6 @@ impl World {
     /// After one more crash everything acknowledged is there.
     fn finish(&mut self) {
         self.crash();
-        self.start = trim::start(&*folder(&self.disk)).unwrap();
         let writer = open(&self.disk).unwrap();
         self.recovered(writer.end());
         let all = read_from(&self.disk, self.start, FOREIGN).unwrap();
