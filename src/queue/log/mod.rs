@@ -44,6 +44,8 @@ use crate::event::{Epoch, Nonce, Position, QueueOffset, Record, RecordNumber, St
 mod filter;
 mod reader;
 mod resume;
+#[cfg(test)]
+mod tests;
 
 pub use filter::FenceFilter;
 pub use reader::LogReader;

@@ -208,7 +208,9 @@ impl World {
             self.start = trim::start(&*folder(&self.disk)).unwrap();
         } else {
             let now = trim::start(&*folder(&self.disk)).unwrap();
-            assert!(now >= self.start && (now == self.start || now <= below) && now <= self.end().saturating_sub(1).max(self.start));
+            assert!(
+                now >= self.start && (now == self.start || now <= below) && now <= self.end().saturating_sub(1).max(self.start)
+            );
             self.start = now;
         }
     }
@@ -238,8 +240,7 @@ impl World {
         let writer = open(&self.disk).unwrap();
         self.recovered(writer.end());
         let all = read_from(&self.disk, self.start, FOREIGN).unwrap();
-        let expected: Vec<(u64, Vec<u8>)> =
-            (0..).zip(self.acknowledged.iter().cloned()).skip(self.start as usize).collect();
+        let expected: Vec<(u64, Vec<u8>)> = (0..).zip(self.acknowledged.iter().cloned()).skip(self.start as usize).collect();
         assert_eq!(all, expected);
         assert!(self.acknowledged.is_empty() || !all.is_empty(), "the last record was trimmed");
     }
