@@ -121,7 +121,7 @@ impl<'s> Pair<'s> {
             "nothing was proved: {tally:?} {compared:?} {looks} looks"
         );
         let logs = self.site.all_logs();
-        assert!(!logs.contains("panicked"), "a daemon panicked:\n{}", around(&logs, "panicked"));
+        assert!(!logs.contains("panicked"), "a daemon panicked:\n{}", crate::scenarios::around(&logs, "panicked"));
         compared
     }
 
@@ -136,10 +136,4 @@ impl<'s> Pair<'s> {
             .await;
         }
     }
-}
-
-fn around(text: &str, word: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    let at = lines.iter().position(|line| line.contains(word)).unwrap_or(0);
-    lines[at.saturating_sub(5)..lines.len().min(at + 15)].join("\n")
 }

@@ -1,5 +1,6 @@
 //! A pair through the real program, from SQL on the source to SQL on the replica: what rows become, what must halt, what goes on.
 
+mod documented;
 mod halts;
 mod histories;
 mod idle;
@@ -72,4 +73,11 @@ impl<'s> Lane<'s> {
         let sql = format!("SELECT slot_name FROM pg_replication_slots WHERE database = '{}'", self.source.name);
         self.source.value(&sql).await
     }
+}
+
+/// The lines around the first that holds a word.
+pub fn around<'a>(text: &'a str, word: &str) -> String {
+    let lines: Vec<&'a str> = text.lines().collect();
+    let at = lines.iter().position(|line| line.contains(word)).unwrap_or(0);
+    lines[at.saturating_sub(3)..lines.len().min(at + 3)].join("\n")
 }
