@@ -12,6 +12,7 @@ use super::Build;
 use super::secret::Places;
 use super::size::ByteSize;
 use crate::error::Result;
+use crate::queue::kafka::FIXED_PROPERTIES;
 
 /// Where the log waits.
 #[derive(Clone, Debug)]
@@ -75,21 +76,6 @@ fn default_max_bytes() -> ByteSize {
 
 /// Keys of `[queue.kafka]` that are ours; every other one is librdkafka's.
 pub(super) const OWN_KAFKA_KEYS: &[&str] = &["password", "password_file", "topic_prefix", "replication_factor"];
-
-/// librdkafka settings that Millstream sets itself, because its guarantees rest on them.
-const FIXED_KAFKA_KEYS: &[&str] = &[
-    "acks",
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.idempotence",
-    "group.id",
-    "isolation.level",
-    "metadata.broker.list",
-    "request.required.acks",
-    "transactional.id",
-];
 
 /// A value for librdkafka; `security.protocol = "x"` without quotes is a table in TOML and means the same as with them.
 #[derive(Clone)]
@@ -210,7 +196,7 @@ impl Build<'_> {
             file: flat.remove("password_file").map(|path| PathBuf::from(text(path))),
             in_url: None,
         })?;
-        for key in FIXED_KAFKA_KEYS {
+        for key in FIXED_PROPERTIES {
             if flat.contains_key(*key) {
                 return Err(self.error(&["queue", "kafka", key], format!("{key} is set by Millstream itself; remove it")));
             }

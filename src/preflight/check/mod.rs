@@ -21,11 +21,10 @@ pub use server::{SUPPORTED_MAJORS, ServerFacts, TESTED_MAJORS};
 pub use source::{check as check_source, check_with as check_source_with};
 
 use crate::config::Config;
+use crate::queue::kafka::{self, KafkaSettings};
 
 /// Checks every source, the queue and every replica of a configuration.
-///
-/// `queue` holds what the queue's own checks found, for queues other than the embedded one.
-pub async fn run(config: &Config, queue: Vec<Finding>) -> Report {
+pub async fn run(config: &Config) -> Report {
     let mut report = Report { version: 1, findings: Vec::new() };
     let mut replicas = Vec::new();
     for source in config.sources.values() {
@@ -37,7 +36,10 @@ pub async fn run(config: &Config, queue: Vec<Finding>) -> Report {
         report.findings.extend(findings.into_list());
     }
     report.findings.extend(check_embedded(&config.queue).map(Findings::into_list).unwrap_or_default());
-    report.findings.extend(queue);
+    if let Some(settings) = KafkaSettings::of(&config.queue.kind) {
+        let streams: Vec<&str> = config.sources.keys().map(String::as_str).collect();
+        report.findings.extend(kafka::check(&settings, &streams).await.into_list());
+    }
     report.findings.extend(replicas);
     report
 }

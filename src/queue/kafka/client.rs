@@ -83,9 +83,8 @@ impl Events {
 
     fn note(&self, code: Code, reason: &str) {
         let mut state = self.lock();
-        // A refusal says more than the "all brokers are down" that follows it.
-        let keeps =
-            code == Code::AllBrokersDown && state.trouble.as_ref().is_some_and(|(old, _)| *old != Code::BrokerTransportFailure);
+        // Whatever came before says more than "all brokers are down".
+        let keeps = code == Code::AllBrokersDown && state.trouble.is_some();
         if !keeps {
             state.trouble = Some((code, reason.to_owned()));
         }

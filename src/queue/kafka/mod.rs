@@ -36,6 +36,8 @@
 //! ledger does not); *a topic per table* (no order between tables, so no prefix of the commit order, I4); *the registry as group
 //! offsets or metadata* (bounded in size, expire after seven days).
 
+mod check;
+mod check_rights;
 mod client;
 mod errors;
 mod groups;
@@ -55,7 +57,8 @@ use bytes::Bytes;
 use rdkafka::admin::ResourceSpecifier;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 
-pub use settings::KafkaSettings;
+pub use check::check;
+pub use settings::{FIXED_PROPERTIES, KafkaSettings};
 
 use self::client::{Context, Reaped, blocking};
 use self::groups::Groups;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
+use crate::config::QueueKind;
 use crate::error::{Error, ErrorKind, Result};
 
 /// librdkafka's `message.max.bytes` unless set.
@@ -34,6 +35,13 @@ pub struct KafkaSettings {
 }
 
 impl KafkaSettings {
+    /// Those of a configuration; `None` when its queue is another.
+    #[must_use]
+    pub fn of(queue: &QueueKind) -> Option<Self> {
+        let QueueKind::Kafka { brokers, settings, topic_prefix, replication_factor } = queue else { return None };
+        Some(Self::new(brokers.clone(), settings.clone(), topic_prefix.clone(), *replication_factor))
+    }
+
     /// With the usual patience.
     #[must_use]
     pub fn new(brokers: String, properties: BTreeMap<String, String>, topic_prefix: String, replication_factor: i32) -> Self {
@@ -60,8 +68,8 @@ impl fmt::Debug for KafkaSettings {
     }
 }
 
-/// Properties that the guarantees rest on, by every name they have.
-const FIXED: &[&str] = &[
+/// Properties that the guarantees rest on, by every name they have: nobody may set them.
+pub const FIXED_PROPERTIES: &[&str] = &[
     "acks",
     "allow.auto.create.topics",
     "auto.commit.enable",
@@ -138,7 +146,7 @@ impl KafkaSettings {
         if self.brokers.trim().is_empty() {
             return Err(Error::new(ErrorKind::Config, "[queue] url names no Kafka broker; one looks like kafka://host:9092"));
         }
-        if let Some(key) = self.properties.keys().find(|key| FIXED.contains(&key.as_str())) {
+        if let Some(key) = self.properties.keys().find(|key| FIXED_PROPERTIES.contains(&key.as_str())) {
             let message = format!("[queue.kafka] {key} is fixed, because durability and order rest on it; leave it out");
             return Err(Error::new(ErrorKind::Config, message));
         }

@@ -86,6 +86,43 @@ pub(super) fn to_i64(offset: u64) -> i64 {
     i64::try_from(offset).unwrap_or(i64::MAX)
 }
 
+/// Settings of topics that are created.
+struct Wish {
+    replication_factor: i32,
+    max_bytes: String,
+    min_in_sync: String,
+}
+
+impl Wish {
+    fn new(settings: &KafkaSettings) -> Result<Self> {
+        let (max_bytes, min_in_sync) = (settings.topic_max_bytes()?.to_string(), settings.min_insync_replicas().to_string());
+        Ok(Self { replication_factor: settings.replication_factor, max_bytes, min_in_sync })
+    }
+
+    fn topic<'a>(&'a self, name: &'a str) -> NewTopic<'a> {
+        NewTopic::new(name, 1, TopicReplication::Fixed(self.replication_factor))
+            .set("min.insync.replicas", &self.min_in_sync)
+            .set("unclean.leader.election.enable", "false")
+            .set("compression.type", "producer")
+    }
+
+    fn log<'a>(&'a self, name: &'a str) -> NewTopic<'a> {
+        self.topic(name)
+            .set("cleanup.policy", "delete")
+            .set("retention.ms", "-1")
+            .set("retention.bytes", "-1")
+            .set("segment.bytes", SEGMENT_BYTES)
+            .set("max.message.bytes", &self.max_bytes)
+    }
+
+    fn registry<'a>(&'a self, name: &'a str) -> NewTopic<'a> {
+        self.topic(name)
+            .set("cleanup.policy", "compact")
+            .set("segment.bytes", REGISTRY_SEGMENT_BYTES)
+            .set("min.cleanable.dirty.ratio", "0.2")
+    }
+}
+
 /// Asks and changes; made for one errand, because an [`AdminClient`] serves neither logs nor errors while it waits.
 pub(super) struct Admin {
     client: Reaped<AdminClient<Context>>,
@@ -107,24 +144,8 @@ impl Admin {
 
     /// Makes the topics of a stream; one that is there stays as it is.
     pub(super) async fn create(&self, settings: &KafkaSettings, log: &str, registry: &str) -> Result<()> {
-        let (max_bytes, min_isr) = (settings.topic_max_bytes()?.to_string(), settings.min_insync_replicas().to_string());
-        let replication = || TopicReplication::Fixed(settings.replication_factor);
-        let log = NewTopic::new(log, 1, replication())
-            .set("cleanup.policy", "delete")
-            .set("retention.ms", "-1")
-            .set("retention.bytes", "-1")
-            .set("segment.bytes", SEGMENT_BYTES)
-            .set("max.message.bytes", &max_bytes)
-            .set("min.insync.replicas", &min_isr)
-            .set("unclean.leader.election.enable", "false")
-            .set("compression.type", "producer");
-        let registry = NewTopic::new(registry, 1, replication())
-            .set("cleanup.policy", "compact")
-            .set("segment.bytes", REGISTRY_SEGMENT_BYTES)
-            .set("min.cleanable.dirty.ratio", "0.2")
-            .set("min.insync.replicas", &min_isr)
-            .set("unclean.leader.election.enable", "false");
-        let results = self.client.create_topics([&log, &registry], &self.options()).await;
+        let wish = Wish::new(settings)?;
+        let results = self.client.create_topics([&wish.log(log), &wish.registry(registry)], &self.options()).await;
         for result in results.map_err(|e| errors::error("creating topics", &e))? {
             match result {
                 Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
@@ -132,6 +153,18 @@ impl Admin {
             }
         }
         Ok(())
+    }
+
+    /// Asks whether the topic could be made.
+    pub(super) async fn validate(&self, settings: &KafkaSettings, topic: &str, is_log: bool) -> Result<()> {
+        let wish = Wish::new(settings)?;
+        let topic = if is_log { wish.log(topic) } else { wish.registry(topic) };
+        let doing = format!("creating topic '{}'", topic.name);
+        let results = self.client.create_topics([&topic], &self.options().validate_only(true)).await;
+        match results.map_err(|e| errors::error(&doing, &e))?.into_iter().next() {
+            Some(Err((_, code))) => Err(errors::coded(&doing, code)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes topics; one that is not there is no error.

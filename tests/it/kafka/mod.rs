@@ -3,6 +3,8 @@
 //! Tests that leave the broker as it is share one; those that stop, pause or reconfigure it start their own.
 
 mod append;
+mod check;
+mod cluster;
 mod faults;
 mod login;
 mod loss;

@@ -250,20 +250,6 @@ impl Kafka {
         assert!(results.iter().all(Result::is_ok), "{results:?}");
     }
 
-    /// Gives a user the rights that `docs/kafka.md` lists, with its commands.
-    pub async fn allow(&self, user: &str, prefix: &str) {
-        let principal = format!("User:{user}");
-        let operations = ["Create", "Describe", "DescribeConfigs", "Read", "Write", "Delete"];
-        let operations: Vec<&str> = operations.iter().flat_map(|name| ["--operation", *name]).collect();
-        let mut topics = vec!["--add", "--allow-principal", &principal];
-        topics.extend(operations);
-        topics.extend(["--topic", prefix, "--resource-pattern-type", "prefixed"]);
-        self.tool("org.apache.kafka.tools.AclCommand", &topics).await;
-        let group = ["--add", "--allow-principal", &principal, "--operation", "Read", "--operation", "Describe"];
-        let group = [&group[..], &["--group", prefix, "--resource-pattern-type", "prefixed"]].concat();
-        self.tool("org.apache.kafka.tools.AclCommand", &group).await;
-    }
-
     /// Runs one of Kafka's own tools by its class, as the superuser, and gives what it printed.
     pub async fn tool(&self, class: &str, arguments: &[&str]) -> String {
         let mut command = java("128m");

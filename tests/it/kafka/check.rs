@@ -1,0 +1,101 @@
+//! `millstream check` on Kafka: what is wrong is found, and the command that it prints mends it.
+
+use millstream::preflight::check::{Finding, Place, Severity};
+use millstream::queue::Queue;
+use millstream::queue::kafka::{self as kafka_queue, KafkaQueue, KafkaSettings};
+
+use crate::support::kafka::{self, Kafka};
+
+async fn findings(settings: &KafkaSettings, streams: &[&str]) -> Vec<Finding> {
+    kafka_queue::check(settings, streams).await.into_list()
+}
+
+fn problems(findings: &[Finding]) -> Vec<&'static str> {
+    findings.iter().filter(|f| f.severity > Severity::Warning).map(|f| f.check).collect()
+}
+
+/// Carries a printed command out with the tool that it names.
+pub(super) async fn carry_out(kafka: &Kafka, command: &str) {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let class = match words[0] {
+        "kafka-configs.sh" => "kafka.admin.ConfigCommand",
+        "kafka-acls.sh" => "org.apache.kafka.tools.AclCommand",
+        other => panic!("{other} is not one of Kafka's tools"),
+    };
+    let from = words.iter().position(|word| word.starts_with("--") && !["--bootstrap-server", "--command-config"].contains(word));
+    kafka.tool(class, &words[from.unwrap()..]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_command_mends_what_it_is_printed_for() {
+    let kafka = kafka::shared().await;
+    let settings = kafka.settings("check");
+    let topic = format!("{}s", settings.topic_prefix);
+    let bad = [
+        ("retention.ms", "60000"),
+        ("retention.bytes", "1000000"),
+        ("cleanup.policy", "compact,delete"),
+        ("max.message.bytes", "10000"),
+        ("unclean.leader.election.enable", "true"),
+    ];
+    kafka.create_topic(&topic, 1, &bad).await;
+    kafka.create_topic(&format!("{topic}.registry"), 1, &[("cleanup.policy", "delete")]).await;
+    let found = findings(&settings, &["s"]).await;
+    let mut names = problems(&found);
+    names.sort_unstable();
+    let expected = [
+        "cleanup.policy",
+        "cleanup.policy",
+        "max.message.bytes",
+        "retention.bytes",
+        "retention.ms",
+        "unclean.leader.election.enable",
+    ];
+    assert_eq!(names, expected, "{found:#?}");
+    for finding in found.iter().filter(|f| f.severity == Severity::Error) {
+        let remedy = finding.remedy.as_ref().unwrap();
+        assert_eq!(remedy.place, Place::Shell);
+        for command in &remedy.steps {
+            carry_out(kafka, command).await;
+        }
+    }
+    let after = findings(&settings, &["s"]).await;
+    assert!(problems(&after).is_empty(), "{after:#?}");
+    KafkaQueue::open(settings).unwrap().create("s").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_init_makes_is_as_check_wants_it() {
+    let kafka = kafka::shared().await;
+    let settings = kafka.settings("fine");
+    let before = findings(&settings, &["s"]).await;
+    assert!(problems(&before).is_empty(), "{before:#?}");
+    KafkaQueue::open(settings.clone()).unwrap().create("s").await.unwrap();
+    let after = findings(&settings, &["s"]).await;
+    assert!(problems(&after).is_empty(), "{after:#?}");
+    let rights = after.iter().filter(|f| f.check == "rights" && f.severity == Severity::Ok).count();
+    assert_eq!(rights, 3, "{after:#?}");
+    // One broker cannot be more than a warning.
+    assert!(after.iter().any(|f| f.check == "replication_factor" && f.severity == Severity::Warning), "{after:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_replicas_than_brokers_and_partitions_are_found() {
+    let kafka = kafka::shared().await;
+    let mut settings = kafka.settings("many");
+    settings.replication_factor = 3;
+    kafka.create_topic(&format!("{}two", settings.topic_prefix), 2, &[]).await;
+    let found = findings(&settings, &["two", "new"]).await;
+    for check in ["replication_factor", "partitions", "topic"] {
+        assert!(found.iter().any(|f| f.check == check && f.severity == Severity::Error), "{check}: {found:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_not_there_is_one_finding() {
+    let mut settings = KafkaSettings::new("127.0.0.1:1".into(), std::collections::BTreeMap::new(), "x.".into(), 1);
+    settings.answer_within = std::time::Duration::from_secs(2);
+    let found = findings(&settings, &["s"]).await;
+    assert_eq!(problems(&found), ["connection"], "{found:#?}");
+    assert!(found[0].what.contains("refused"), "{found:#?}");
+}
