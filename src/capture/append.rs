@@ -28,7 +28,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 
-use super::recover::behind_message;
 use super::takeover::Claim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::record::{HEADER_BYTES, encode_frame};
@@ -316,7 +315,8 @@ impl LogWriter {
         self.give(&Body::Progress(progress), 0, mark);
     }
 
-    /// A non-transactional message of an application.
+    /// A non-transactional message of an application. Its LSN is the end of its record (PostgreSQL's `logicalmsg_decode`), so it is a
+    /// position like a commit's: everything up to it is in the log, and a slot confirmed to it does not send it again.
     ///
     /// # Errors
     /// [`ErrorKind::NoSpace`] when it fits in no record.
@@ -330,7 +330,7 @@ impl LogWriter {
             return Err(Error::new(ErrorKind::NoSpace, message));
         }
         self.flush();
-        let position = behind_message(lsn);
+        let position = Position::Lsn(lsn);
         self.given = Some(position);
         let message = Message { lsn, prefix: prefix.to_owned(), content };
         self.give(&Body::Message(message), 0, Mark { position: Some(position), ..Mark::default() });

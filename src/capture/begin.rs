@@ -11,11 +11,11 @@
 
 use std::sync::Arc;
 
-use super::append::LogWriter;
+use super::append::{DurableBase, LogWriter};
 use super::recover::{self, Recovered, WriterHint};
 use super::takeover::claim;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Genesis, History, Position};
+use crate::event::{Epoch, Genesis, History, Position};
 use crate::halt::HaltCode;
 use crate::queue::{DurablePosition, Queue};
 
@@ -82,7 +82,7 @@ pub async fn begin_stream(queue: &Arc<dyn Queue>, stream: &str, genesis: Genesis
     let mut log = LogWriter::new(claim, queue.max_record_bytes());
     log.give_genesis(genesis);
     log.drain().await?;
-    announce(queue, stream, &log).await
+    announce(queue, stream, log.epoch(), log.durable_base()).await
 }
 
 /// Records the slot's start as the stream's second record; durable when this returns.
@@ -112,11 +112,9 @@ pub async fn record_slot_start(queue: &Arc<dyn Queue>, stream: &str, slot: &str,
 ///
 /// # Errors
 /// Those of the registry.
-pub(super) async fn announce(queue: &Arc<dyn Queue>, stream: &str, log: &LogWriter) -> Result<()> {
-    let Some(base) = log.durable_base() else {
-        return Ok(());
-    };
-    put_hint(queue, stream, WriterHint { epoch: log.epoch(), base_offset: base.offset }).await
+pub(super) async fn announce(queue: &Arc<dyn Queue>, stream: &str, epoch: Epoch, base: Option<DurableBase>) -> Result<()> {
+    let Some(base) = base else { return Ok(()) };
+    put_hint(queue, stream, WriterHint { epoch, base_offset: base.offset }).await
 }
 
 /// Writes a hint, then deletes those of lower epochs.

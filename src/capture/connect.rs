@@ -90,7 +90,7 @@ impl Site {
         }
         log.give_base();
         log.drain().await?;
-        announce(&self.queue, self.stream(), &log).await?;
+        announce(&self.queue, self.stream(), log.epoch(), log.durable_base()).await?;
         tracing::info!(stream = self.stream(), slot = history.slot, epoch = %log.epoch(), position = %end, "streaming");
         self.start(log, stream, catalog).await
     }

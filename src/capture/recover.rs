@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{
-    Body, Epoch, Genesis, History, Lsn, Part, Position, QueueOffset, Record, RecordNumber, StreamId, TableSchema,
+    Body, Epoch, Genesis, History, Part, Position, QueueOffset, Record, RecordNumber, StreamId, TableSchema,
     TransactionBatch,
 };
 use crate::halt::HaltCode;
@@ -168,7 +168,7 @@ impl Recovered {
                 self.position = Some(progress.position);
                 self.source_time_us = progress.source_time_us;
             }
-            Body::Message(message) => self.position = Some(behind_message(message.lsn)),
+            Body::Message(message) => self.position = Some(Position::Lsn(message.lsn)),
         }
         self.last = header.number;
         self.bytes_total = header.bytes_before + record.stored_bytes as u64;
@@ -205,13 +205,6 @@ impl Recovered {
     pub fn next_schema(&self) -> u32 {
         self.schemas.values().map(|schema| schema.id.0 + 1).max().unwrap_or(1)
     }
-}
-
-/// The position behind a non-transactional message that begins at `lsn`: every commit before it is in the log, and a slot
-/// confirmed to here does not send it again (PostgreSQL's `logicalmsg_decode` skips what begins before the confirmed place).
-#[must_use]
-pub fn behind_message(lsn: Lsn) -> Position {
-    Position::Lsn(Lsn(lsn.0 + 1))
 }
 
 /// Who a stream is for, read without claiming it.

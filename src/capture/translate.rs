@@ -140,6 +140,7 @@ impl Frames {
 pub struct Emission {
     header: TransactionHeader,
     stage: Stage,
+    change_count: u64,
     held: HeldBytes,
 }
 
@@ -187,7 +188,7 @@ impl Emission {
     #[must_use]
     pub fn whole(header: TransactionHeader, change_count: u64, held: HeldBytes) -> Self {
         let total_bytes = held.len();
-        Self { header, stage: Stage::Ready { survey: None, change_count, total_bytes }, held }
+        Self { header, stage: Stage::Ready { survey: None, change_count, total_bytes }, change_count, held }
     }
 
     /// Of a streamed transaction; `known` when it is in the log already and only what it says of tables counts.
@@ -204,13 +205,19 @@ impl Emission {
             known,
         };
         let frames = Frames::new(&mut streamed.held);
-        Self { header, stage: Stage::Survey { frames, streamed: Box::new(survey) }, held: streamed.held }
+        Self { header, stage: Stage::Survey { frames, streamed: Box::new(survey) }, change_count: 0, held: streamed.held }
     }
 
     /// The transaction.
     #[must_use]
     pub fn header(&self) -> &TransactionHeader {
         &self.header
+    }
+
+    /// Changes counted so far; of a whole one, all.
+    #[must_use]
+    pub fn change_count(&self) -> u64 {
+        self.change_count
     }
 
     /// The bytes it held, to be released.
@@ -260,6 +267,7 @@ impl Emission {
         let Stage::Survey { streamed: mut survey, .. } = std::mem::replace(&mut self.stage, Stage::Done) else {
             return Step::Done;
         };
+        self.change_count = survey.change_count;
         if survey.change_count == 0 {
             return Step::Empty(survey.heartbeat);
         }

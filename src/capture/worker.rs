@@ -277,7 +277,12 @@ impl Worker {
 
     fn commit(&mut self, commit: Commit) -> Result<()> {
         let mut whole = self.parts.assembler.commit()?;
-        if whole.known || self.is_known(commit.end_lsn) {
+        if whole.known != self.is_known(commit.end_lsn) {
+            // Positions are ends of records, so a commit record lies before one or behind it.
+            let message = format!("commit record {} to {} lies across the log's end", commit.commit_lsn, commit.end_lsn);
+            return Err(Error::new(ErrorKind::Unexpected, message));
+        }
+        if whole.known {
             whole.held.release(self.parts.assembler.space());
             return Ok(());
         }
@@ -292,7 +297,6 @@ impl Worker {
             self.totals.transactions += 1;
             self.totals.changes += whole.change_count;
         } else {
-            self.totals.changes += whole.change_count;
             self.emission = Some(Emission::whole(header, whole.change_count, whole.held));
         }
         Ok(())
@@ -310,7 +314,7 @@ impl Worker {
     }
 
     fn message(&mut self, lsn: Lsn, prefix: &str, content: &[u8]) -> Result<()> {
-        if prefix == heartbeat::PREFIX || self.given().is_some_and(|given| lsn < given) {
+        if prefix == heartbeat::PREFIX || self.is_known(lsn) {
             return Ok(());
         }
         self.parts.log.give_message(lsn, prefix, Bytes::copy_from_slice(content))
@@ -343,7 +347,10 @@ impl Worker {
                 }
                 return Ok(());
             }
-            Step::Done => self.totals.transactions += 1,
+            Step::Done => {
+                self.totals.transactions += 1;
+                self.totals.changes += emission.change_count();
+            }
             Step::Empty(_) => {}
         }
         let Some(emission) = self.emission.take() else { return Ok(()) };
@@ -514,6 +521,7 @@ impl Worker {
         let (log, queued_bytes) = (&self.parts.log, self.queued_bytes());
         self.parts.status.send_modify(|status| {
             super::enter(status, state);
+            status.epoch = Some(log.epoch());
             status.received = self.given().max(Some(self.wal_end).filter(|lsn| lsn.0 > 0)).map(Position::Lsn);
             status.received_time_us = Some(self.server_time_us).filter(|us| *us > 0);
             status.appended = log.given();

@@ -1,0 +1,6 @@
+//! Capture against real servers, in process.
+
+mod kinds;
+mod large;
+mod rig;
+mod slots;

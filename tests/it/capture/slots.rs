@@ -1,0 +1,203 @@
+//! What was done to the slot or the source behind our back is noticed, and never skipped over.
+
+use std::sync::Arc;
+
+use millstream::capture::CaptureState;
+use millstream::capture::postgres::slot;
+use millstream::event::Position;
+use millstream::halt::HaltCode;
+use millstream::queue::Queue;
+use millstream::queue::embedded::EmbeddedQueue;
+
+use super::rig::{KEEPER, Rig};
+use crate::support::postgres::{self, PgServer};
+use crate::support::wait::{LONG, eventually, until};
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE unpublished (id int, v text)";
+
+async fn captured(rig: &Rig<'_>) {
+    let capture = rig.start();
+    rig.db.execute("INSERT INTO t VALUES (1, 'a')").await;
+    assert_eq!(rig.log_after_marker().await.changes(), ["+t (id=1,v=a)"]);
+    capture.stop().await;
+}
+
+/// FAULTS 7.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_slot_halts() {
+    let rig = Rig::new(postgres::shared().await, TABLE).await;
+    captured(&rig).await;
+    slot::drop(&mut rig.client().await, &rig.slot).await.unwrap();
+    rig.db.execute("INSERT INTO t VALUES (2, 'lost')").await;
+    let capture = rig.start();
+    let (code, error) = capture.halts().await;
+    assert_eq!(code, HaltCode::SlotMissing);
+    assert!(error.contains(&rig.slot), "{error}");
+    capture.stop().await;
+}
+
+/// FAULTS 7, 41.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recreated_slot_starts_past_the_queues_end_and_halts() {
+    let rig = Rig::new(postgres::shared().await, TABLE).await;
+    captured(&rig).await;
+    slot::drop(&mut rig.client().await, &rig.slot).await.unwrap();
+    rig.db.execute("INSERT INTO t VALUES (2, 'lost')").await;
+    rig.create_slot().await;
+    let capture = rig.start();
+    assert_eq!(capture.halts().await.0, HaltCode::SlotAhead);
+    capture.stop().await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_somebody_else_consumed_from_halts() {
+    let rig = Rig::new(postgres::shared().await, TABLE).await;
+    captured(&rig).await;
+    rig.db.execute("INSERT INTO t VALUES (2, 'lost')").await;
+    let advance = format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", rig.slot);
+    rig.db.execute(&advance).await;
+    let capture = rig.start();
+    assert_eq!(capture.halts().await.0, HaltCode::SlotAhead);
+    capture.stop().await;
+    rig.end().await;
+}
+
+/// FAULTS 6.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalidated_slot_halts() {
+    let server = PgServer::builder().set("max_slot_wal_keep_size", "1MB").start().await;
+    let rig = Rig::new(&server, TABLE).await;
+    captured(&rig).await;
+    for _ in 0..4 {
+        rig.db.execute("INSERT INTO unpublished SELECT i, repeat('x', 500) FROM generate_series(1, 40000) i").await;
+        rig.db.execute("SELECT pg_switch_wal(); CHECKPOINT").await;
+    }
+    let capture = rig.start();
+    assert_eq!(capture.halts().await.0, HaltCode::SlotInvalidated);
+    capture.stop().await;
+}
+
+/// FAULTS 8: nothing published is written, and the slot moves on with the source.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_stream_acknowledges_what_is_not_published() {
+    let server = PgServer::start().await;
+    let mut rig = Rig::new(&server, TABLE).await;
+    // No heartbeat within this test: keepalives alone must do.
+    rig.source.heartbeat_interval = std::time::Duration::from_millis(200);
+    rig.db.execute("REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC").await;
+    let capture = rig.start();
+    capture.reaches(CaptureState::Streaming).await;
+    rig.db.execute("INSERT INTO unpublished SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i").await;
+    let end = rig.db.value("SELECT pg_current_wal_lsn()::text").await;
+    let confirmed = format!("SELECT (confirmed_flush_lsn >= '{end}')::text FROM pg_replication_slots WHERE slot_name = '{}'", rig.slot);
+    until("the slot to be confirmed", LONG, async || rig.db.value(&confirmed).await == "true").await;
+    let log = rig.log().await;
+    assert!(log.transactions.is_empty() && log.position >= Some(end.parse().unwrap()), "progress is durable first");
+    capture.stop().await;
+}
+
+/// FAULTS 5: the second waits, says who works, and takes over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_capture_waits_says_for_whom_and_takes_over() {
+    let rig = Rig::new(postgres::shared().await, TABLE).await;
+    let first = rig.start();
+    first.reaches(CaptureState::Streaming).await;
+    let second = rig.start();
+    let held = second.reaches(CaptureState::Held).await;
+    let holder = held.held_by.unwrap();
+    assert!(holder.contains("pid ") && holder.contains("millstream") && holder.contains("client"), "{holder}");
+    rig.db.execute("INSERT INTO t VALUES (1, 'a')").await;
+    rig.log_after_marker().await;
+    first.stop().await;
+    second.reaches(CaptureState::Streaming).await;
+    rig.db.execute("INSERT INTO t VALUES (2, 'b')").await;
+    assert_eq!(rig.log_after_marker().await.changes(), ["+t (id=1,v=a)", "+t (id=2,v=b)"]);
+    second.stop().await;
+    rig.end().await;
+}
+
+/// FAULTS 3: nothing of a transaction in progress is lost or doubled by restarts.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_in_the_middle_of_transactions_lose_and_double_nothing() {
+    let rig = Rig::new(postgres::shared().await, TABLE).await;
+    let mut expected = Vec::new();
+    let mut open = rig.db.connection().await;
+    for round in 0..6_i32 {
+        let capture = rig.start();
+        let begin = format!("BEGIN; INSERT INTO t VALUES ({}, 'open')", 1000 + round);
+        sqlx::raw_sql(sqlx::AssertSqlSafe(begin)).execute(&mut open).await.unwrap();
+        let batch = format!("INSERT INTO t SELECT {round} * 100 + i, 'x' FROM generate_series(1, 50) i");
+        rig.db.execute(&batch).await;
+        if round % 2 == 0 {
+            capture.reaches(CaptureState::Streaming).await;
+        }
+        capture.kill().await;
+        sqlx::raw_sql("COMMIT").execute(&mut open).await.unwrap();
+        expected.extend((1..=50).map(|i| format!("+t (id={},v=x)", round * 100 + i)));
+        expected.push(format!("+t (id={},v=open)", 1000 + round));
+    }
+    let capture = rig.start();
+    assert_eq!(rig.log_after_marker().await.changes(), expected);
+    capture.stop().await;
+    rig.end().await;
+}
+
+/// I6: a full queue stops reading, the connection lives on, and it goes on once the consumer has read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_stops_capture_without_losing_the_connection() {
+    let mut rig = Rig::new(postgres::shared().await, TABLE).await;
+    rig.queue_max_bytes = 200_000;
+    let capture = rig.start();
+    capture.reaches(CaptureState::Streaming).await;
+    let epoch = capture.status.borrow().epoch;
+    for round in 0..60_i32 {
+        let batch = format!("INSERT INTO t SELECT {round} * 100 + i, repeat('x', 100) FROM generate_series(1, 100) i");
+        rig.db.execute(&batch).await;
+    }
+    let full = capture.reaches(CaptureState::QueueFull).await;
+    assert_eq!(full.slowest.as_deref(), Some(KEEPER));
+    // Longer than heartbeats and silence checks would need to end the connection.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(capture.status.borrow().state, CaptureState::QueueFull);
+    assert_eq!(capture.status.borrow().epoch, epoch);
+    let before = rig.log().await.transactions.len();
+    assert!(before < 60, "{before}");
+    let log = eventually("everything, as the consumer reads on", LONG, async || {
+        rig.register(KEEPER).await;
+        let log = rig.log().await;
+        if log.transactions.len() == 60 { Ok(log) } else { Err(log.transactions.len()) }
+    })
+    .await;
+    assert_eq!(log.changes().len(), 6000);
+    assert_eq!(capture.status.borrow().epoch, epoch, "the same connection");
+    capture.stop().await;
+    rig.end().await;
+}
+
+/// FAULTS 12: another cluster behind the address.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_cluster_behind_the_address_halts() {
+    let rig = Rig::new(postgres::shared().await, TABLE).await;
+    captured(&rig).await;
+    let other = postgres::shared_replica().await.new_database().await;
+    let mut source = rig.source.clone();
+    source.connect = other.connect();
+    let capture = rig.start_with(source, Arc::clone(&rig.queue));
+    assert_eq!(capture.halts().await.0, HaltCode::HistoryChanged);
+    capture.stop().await;
+    rig.end().await;
+}
+
+/// A queue beside which a slot stands that it knows nothing of: init was never finished there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_queue_is_not_initialised() {
+    let rig = Rig::new(postgres::shared().await, TABLE).await;
+    let empty: Arc<dyn Queue> = EmbeddedQueue::open(&rig.folder.path().join("other")).unwrap();
+    let capture = rig.start_with(rig.source.clone(), Arc::clone(&empty));
+    assert_eq!(capture.halts().await.0, HaltCode::NotInitialized);
+    capture.stop().await;
+    let end: Position = rig.db.value("SELECT pg_current_wal_lsn()::text").await.parse().unwrap();
+    assert!(end > Position::Lsn(millstream::event::Lsn(0)));
+    rig.end().await;
+}
