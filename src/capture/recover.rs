@@ -12,8 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{
-    Body, Epoch, Genesis, History, Part, Position, QueueOffset, Record, RecordNumber, StreamId, TableSchema,
-    TransactionBatch,
+    Body, Epoch, Genesis, History, Part, Position, QueueOffset, Record, RecordNumber, StreamId, TableSchema, TransactionBatch,
 };
 use crate::halt::HaltCode;
 use crate::queue::log::{Entry, FenceFilter, LogRecord};

@@ -3,8 +3,8 @@
 //! `support` starts servers and daemons and ends them, whatever happens to the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod check;
 mod capture;
+mod check;
 mod conformance;
 mod copy;
 mod crash;

@@ -14,7 +14,11 @@ const SMALL_WORK_MEM: &str =
 #[tokio::test(flavor = "multi_thread")]
 async fn undone_savepoints_of_streamed_transactions_leave_nothing() {
     let server = postgres::shared().await;
-    let rig = Rig::new(server, &format!("{SMALL_WORK_MEM} CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)")).await;
+    let rig = Rig::new(
+        server,
+        &format!("{SMALL_WORK_MEM} CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)"),
+    )
+    .await;
     let capture = rig.start();
     capture.reaches(CaptureState::Streaming).await;
     // Two transactions in progress at once, each beyond the memory that the source gives them, and small ones between.

@@ -203,11 +203,7 @@ impl<'s> Rig<'s> {
                     }
                     Body::Part(part) => {
                         let (seen, reader) = open.get_or_insert_with(|| {
-                            let seen = Seen {
-                                xid: part.header.xid.0,
-                                position: Some(part.header.position),
-                                ..Seen::default()
-                            };
+                            let seen = Seen { xid: part.header.xid.0, position: Some(part.header.position), ..Seen::default() };
                             (seen, ChangeReader::default())
                         });
                         seen.parts += 1;

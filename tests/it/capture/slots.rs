@@ -90,7 +90,8 @@ async fn an_idle_stream_acknowledges_what_is_not_published() {
     capture.reaches(CaptureState::Streaming).await;
     rig.db.execute("INSERT INTO unpublished SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i").await;
     let end = rig.db.value("SELECT pg_current_wal_lsn()::text").await;
-    let confirmed = format!("SELECT (confirmed_flush_lsn >= '{end}')::text FROM pg_replication_slots WHERE slot_name = '{}'", rig.slot);
+    let confirmed =
+        format!("SELECT (confirmed_flush_lsn >= '{end}')::text FROM pg_replication_slots WHERE slot_name = '{}'", rig.slot);
     until("the slot to be confirmed", LONG, async || rig.db.value(&confirmed).await == "true").await;
     let log = rig.log().await;
     assert!(log.transactions.is_empty() && log.position >= Some(end.parse().unwrap()), "progress is durable first");
