@@ -117,15 +117,20 @@ pub(super) async fn announce(queue: &Arc<dyn Queue>, stream: &str, epoch: Epoch,
     put_hint(queue, stream, WriterHint { epoch, base_offset: base.offset }).await
 }
 
-/// Writes a hint, then deletes those of lower epochs.
+/// Writes a hint, then deletes those of lower epochs. The base it names was durable before this was called.
 ///
 /// # Errors
-/// Those of the registry.
+/// [`ErrorKind::Fenced`] when a higher epoch has been claimed; those of the registry.
 pub(super) async fn put_hint(queue: &Arc<dyn Queue>, stream: &str, hint: WriterHint) -> Result<()> {
     let value = serde_json::to_vec(&hint)
         .map_err(|e| Error::new(ErrorKind::Unexpected, "a writer's hint that is not JSON").with_source(e))?;
+    let registry = queue.registry(stream).await?;
+    if let Some(newer) = WriterHint::newest(&registry)?.filter(|newest| newest.epoch > hint.epoch) {
+        let message = format!("stream '{stream}': epoch {} was claimed after epoch {}", newer.epoch, hint.epoch);
+        return Err(Error::new(ErrorKind::Fenced, message));
+    }
     queue.registry_put(stream, &WriterHint::key(hint.epoch), Some(value.into())).await?;
-    for key in queue.registry(stream).await?.into_keys() {
+    for key in registry.into_keys() {
         let epoch = key.strip_prefix(crate::queue::WRITER_PREFIX).and_then(|text| text.parse::<u64>().ok());
         if epoch.is_some_and(|epoch| epoch < hint.epoch.0) {
             queue.registry_put(stream, &key, None).await?;

@@ -6,6 +6,8 @@
 //! ```text
 //!  find the entry point (registry hint → base, or first record kept)
 //!    │
+//!  say so in the registry: epoch, and that entry point
+//!    │
 //!    ▼   ┌── lost: another fence of this epoch, or a higher one, stood before ours ──┐
 //!  append Fence(highest epoch known + 1, random nonce), wait durable                 │
 //!    │                                                                               │
@@ -16,6 +18,10 @@
 //!  last record, position, totals, schemas, history are known
 //! ```
 //!
+//! Why a hint can be believed. A base that a stale writer appended behind a newer fence is void, and whoever began to read there would believe
+//! it. A writer announces a base after it is durable and after it has looked for newer claims ([`put_hint`]). If a fence stands before that base, its
+//! claim was in the registry before the fence was in the log, so before the base was durable: the look finds it, and the stale writer stops.
+//!
 //! Rejected: reading the whole stream to its end before the fence. The end moves while another writer lives, and Kafka cannot say
 //! exactly where it is; a fence that turns out to be void costs 300 bytes and says what to do next.
 
@@ -24,7 +30,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::recover::{EntryPoint, READ_BYTES, Recovered};
+use super::begin::put_hint;
+use super::recover::{EntryPoint, READ_BYTES, Recovered, WriterHint};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Body, Epoch, Fence, Nonce, QueueOffset, Record, RecordHeader, RecordKind, RecordNumber, StreamId};
 use crate::queue::log::FenceFilter;
@@ -65,6 +72,8 @@ pub async fn claim(queue: &Arc<dyn Queue>, stream: &str, holder: &str) -> Result
     let mut epoch = entry.epoch.next();
     for _ in 0..MAX_RACES {
         let nonce = Nonce(rand::random_range(1..u64::MAX));
+        // Said before the fence is in the log: a writer whose records it voids finds this when it announces a base that lies behind it.
+        put_hint(queue, stream, WriterHint { epoch, base_offset: entry.offset }).await?;
         let ticket = writer.append(fence(identity, epoch, nonce, holder).encode()).await?;
         let offset = durable_offset(&mut *writer, ticket).await?;
         read_to(&mut *reader, offset, &mut filter, &mut recovered).await.at(|| format!("stream '{stream}'"))?;
