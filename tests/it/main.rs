@@ -5,6 +5,7 @@
 
 mod capture;
 mod check;
+mod apply;
 mod conformance;
 mod copy;
 mod crash;

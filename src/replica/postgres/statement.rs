@@ -19,10 +19,11 @@ impl Parameters {
         self.cells.len() - 1
     }
 
+    /// `unnest` of several arrays is grammar, not a function: it cannot be qualified. An empty search_path makes it ours.
     fn from(&self) -> String {
         let arrays: Vec<_> = (1..=self.cells.len()).map(|n| format!("${n}::text[]")).collect();
         let names: Vec<_> = (0..self.cells.len()).map(|n| format!("a{n}")).collect();
-        format!("pg_catalog.unnest({}) AS u({})", arrays.join(","), names.join(","))
+        format!("unnest({}) AS u({})", arrays.join(","), names.join(","))
     }
 }
 

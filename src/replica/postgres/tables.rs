@@ -9,7 +9,7 @@ use super::errors::{SHORT_WAIT, within};
 use crate::apply::compact::Shape;
 use crate::apply::runs::RunRules;
 use crate::error::{Error, Result};
-use crate::event::{TableName, TableSchema};
+use crate::event::{Column, Identity, TableName, TableSchema};
 use crate::halt::HaltCode;
 use crate::postgres::sql::{quote_ident, quote_table};
 
@@ -242,7 +242,10 @@ impl Table {
         let key_index = catalog.indexes.iter().find(|index| is_key(index) && index.whole && !index.exclusion);
         let operators = names.iter().map(|name| key_index.map_or_else(equals, |index| operator(index, name))).collect();
         let second_unique = catalog.indexes.iter().any(|index| index.exclusion || key.is_empty() || !covers(index, &names));
-        let keyed = !key.is_empty();
+        // Rows may share a deferrable key for a moment (a swap), so it does not tell them apart. A table with such a primary key
+        // has REPLICA IDENTITY FULL, since PostgreSQL takes no deferrable index for an identity; its rows are matched whole.
+        let shared = schema.identity == Identity::Full && key_index.is_some_and(|index| !index.immediate);
+        let keyed = !key.is_empty() && !shared;
         let finders = if keyed { key.clone() } else { (0..columns.len()).collect() };
         Ok(Self {
             name: quote_table(&schema.table),
@@ -274,7 +277,7 @@ fn operator(index: &CatalogIndex, name: &str) -> String {
     at.and_then(|at| index.operators.get(at).cloned()).unwrap_or_else(equals)
 }
 
-fn fit_column(schema: &TableSchema, column: &crate::event::Column, catalog: &Catalog) -> Result<TableColumn> {
+fn fit_column(schema: &TableSchema, column: &Column, catalog: &Catalog) -> Result<TableColumn> {
     let found = catalog.columns.iter().find(|candidate| candidate.name == column.name).ok_or_else(|| {
         mismatch(format!(
             "column {} of table {} is not on the replica; run ALTER TABLE {} ADD COLUMN {} there, with the source's type ({})",

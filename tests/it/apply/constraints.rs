@@ -1,0 +1,163 @@
+//! Second unique keys, deferrable ones, foreign keys, triggers (FAULTS 29, 42).
+
+use super::rig::{NULL, Rig, delete, insert, update, update_from, v};
+
+/// FAULTS 29.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unique_value_moves_between_rows_in_one_batch() {
+    let mut rig = Rig::new("CREATE TABLE person (id int PRIMARY KEY, email text UNIQUE)").await;
+    rig.replica.execute("INSERT INTO person VALUES (1, 'x'), (2, 'y'), (3, 'z')").await;
+    let t = rig.table("person").await;
+    let end = rig
+        .log
+        .transactions(&[
+            vec![delete(&t, &[v("1"), NULL]), insert(&t, &[v("4"), v("x")])],
+            // A swap through a third value, as a source without deferrable keys must do it.
+            vec![update(&t, &[v("2"), v("tmp")]), update(&t, &[v("3"), v("y")]), update(&t, &[v("2"), v("z")])],
+        ])
+        .await;
+    rig.drain(end).await;
+    assert_eq!(rig.rows("SELECT * FROM person ORDER BY id").await, "2|z\n3|y\n4|x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_swaps_cost_time_and_nothing_else() {
+    let mut rig = Rig::new("CREATE TABLE person (id int PRIMARY KEY, email text UNIQUE)").await;
+    rig.replica.execute("INSERT INTO person SELECT n, 'm' || n FROM generate_series(0, 199) n").await;
+    let t = rig.table("person").await;
+    let swap = |a: i32, b: i32| {
+        let id = |n: i32| n.to_string();
+        let mail = |n: i32| format!("m{n}");
+        vec![update(&t, &[v(&id(a)), v("tmp")]), update(&t, &[v(&id(b)), v(&mail(a))]), update(&t, &[v(&id(a)), v(&mail(b))])]
+    };
+    let swaps: Vec<_> = (0..100).map(|i| swap(2 * i, 2 * i + 1)).collect();
+    let end = rig.log.transactions(&swaps).await;
+    rig.drain(end).await;
+    let sql = "SELECT bool_and(email = 'm' || (id # 1)), count(DISTINCT email) FROM person";
+    assert_eq!(rig.rows(sql).await, "t|200");
+    assert_eq!(rig.rows("SELECT transactions, changes FROM millstream.replica").await, "100|300");
+}
+
+/// FAULTS 29: the keys themselves swap; only a deferrable key lets a source do that in one statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn deferrable_keys_are_checked_at_commit_and_not_switched_off() {
+    let mut rig = Rig::new(
+        "CREATE TABLE d (id int PRIMARY KEY DEFERRABLE, u int UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO d VALUES (1, 10), (2, 20)",
+    )
+    .await;
+    // PostgreSQL takes no deferrable index for a replica identity.
+    let t = rig.full("d").await;
+    let end = rig
+        .log
+        .transaction(vec![
+            update_from(&t, &[v("1"), v("10")], &[v("2"), v("10")]),
+            update_from(&t, &[v("2"), v("20")], &[v("1"), v("20")]),
+        ])
+        .await;
+    rig.start();
+    rig.applied(end).await;
+    assert_eq!(rig.rows("SELECT * FROM d ORDER BY id").await, "1|20\n2|10");
+    // A rogue row: with the replica role alone the duplicate would be stored in silence.
+    rig.replica.execute("INSERT INTO d VALUES (3, 30)").await;
+    let end = rig.log.transaction(vec![insert(&t, &[v("3"), v("31")])]).await;
+    rig.halted("replica_constraint").await;
+    rig.replica.execute("DELETE FROM d WHERE id = 3").await;
+    rig.applied(end).await;
+    assert_eq!(rig.rows("SELECT count(*), count(DISTINCT id) FROM d").await, "3|3");
+    rig.stop().await;
+}
+
+const FAMILY: &str = "CREATE TABLE parent (id int PRIMARY KEY, name text);
+    CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE CASCADE, up int REFERENCES child);
+    CREATE TABLE audit (n int);
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO public.audit VALUES (1); RETURN NEW; END';
+    CREATE TRIGGER note AFTER INSERT ON parent FOR EACH ROW EXECUTE FUNCTION note()";
+
+async fn family(rig: &mut Rig) {
+    let (p, c) = (rig.table("parent").await, rig.table("child").await);
+    let end = rig
+        .log
+        .transactions(&[
+            vec![insert(&p, &[v("1"), v("a")]), insert(&c, &[v("1"), v("1"), NULL]), insert(&c, &[v("2"), v("1"), v("1")])],
+            vec![insert(&p, &[v("2"), v("b")])],
+            vec![insert(&c, &[v("3"), v("2"), NULL])],
+            vec![update(&c, &[v("3"), v("1"), v("2")]), delete(&p, &[v("2"), NULL])],
+            vec![insert(&p, &[v("3"), v("c")]), insert(&c, &[v("4"), v("3"), NULL])],
+            // The source's cascade: the parent first, then the child that went with it.
+            vec![delete(&p, &[v("3"), NULL]), delete(&c, &[v("4"), NULL, NULL])],
+        ])
+        .await;
+    rig.drain(end).await;
+    assert_eq!(rig.rows("SELECT * FROM parent").await, "1|a");
+    assert_eq!(rig.rows("SELECT * FROM child ORDER BY id").await, "1|1|~\n2|1|1\n3|1|2");
+}
+
+/// FAULTS 42.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_keys_under_the_replica_role() {
+    let mut rig = Rig::new(FAMILY).await;
+    family(&mut rig).await;
+    assert_eq!(rig.rows("SELECT count(*) FROM audit").await, "0", "the application's trigger fired");
+}
+
+/// FAULTS 42, as a role that may not switch triggers off.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_keys_that_are_enforced() {
+    let mut rig = Rig::new(FAMILY).await;
+    let role = format!("applier_{}", rig.replica.name);
+    rig.replica
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA millstream, public TO {role};
+             GRANT ALL ON ALL TABLES IN SCHEMA millstream, public TO {role}"
+        ))
+        .await;
+    rig.config.connect.user = role;
+    family(&mut rig).await;
+    assert_eq!(rig.rows("SELECT count(*) FROM audit").await, "3", "the trigger fires for an ordinary role");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_triggers_fire_always_gets_its_changes_in_order() {
+    let mut rig = Rig::new(
+        "CREATE TABLE item (id int PRIMARY KEY, name text);
+         CREATE TABLE seen (n serial, what text);
+         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO public.seen (what) VALUES (TG_OP || coalesce(NEW.name, OLD.name)); RETURN NULL; END';
+         CREATE TRIGGER see AFTER INSERT OR UPDATE OR DELETE ON item FOR EACH ROW EXECUTE FUNCTION see();
+         ALTER TABLE item ENABLE ALWAYS TRIGGER see",
+    )
+    .await;
+    let t = rig.table("item").await;
+    let end = rig
+        .log
+        .transactions(&[
+            vec![insert(&t, &[v("1"), v("a")])],
+            vec![update(&t, &[v("1"), v("b")]), update(&t, &[v("1"), v("c")])],
+            vec![delete(&t, &[v("1"), NULL])],
+        ])
+        .await;
+    rig.drain(end).await;
+    assert_eq!(rig.rows("SELECT what FROM seen ORDER BY n").await, "INSERTa\nUPDATEb\nUPDATEc\nDELETEc");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partial_expression_and_exclusion_constraints() {
+    let mut rig = Rig::new(
+        "CREATE TABLE booking (id int PRIMARY KEY, room int, during int4range, code text,
+            EXCLUDE USING gist (during WITH &&));
+         CREATE UNIQUE INDEX ON booking (lower(code)); CREATE UNIQUE INDEX ON booking (room) WHERE room > 5",
+    )
+    .await;
+    let t = rig.table("booking").await;
+    let end = rig
+        .log
+        .transactions(&[
+            vec![insert(&t, &[v("1"), v("9"), v("[1,5)"), v("A")]), insert(&t, &[v("2"), v("8"), v("[5,9)"), v("B")])],
+            // Each takes what the other leaves.
+            vec![update(&t, &[v("1"), v("1"), v("[20,30)"), v("c")]), update(&t, &[v("2"), v("9"), v("[1,5)"), v("a")])],
+            vec![update(&t, &[v("1"), v("8"), v("[5,9)"), v("b")])],
+        ])
+        .await;
+    rig.drain(end).await;
+    assert_eq!(rig.rows("SELECT * FROM booking ORDER BY id").await, "1|8|[5,9)|b\n2|9|[1,5)|a");
+}

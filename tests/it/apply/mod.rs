@@ -1,0 +1,10 @@
+//! The applier and the PostgreSQL replica, on logs written by hand.
+
+mod changes;
+mod conflicts;
+mod constraints;
+mod large;
+mod names;
+mod rig;
+mod takeover;
+mod types;
