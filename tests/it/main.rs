@@ -3,9 +3,9 @@
 //! `support` starts servers and daemons and ends them, whatever happens to the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod apply;
 mod capture;
 mod check;
-mod apply;
 mod conformance;
 mod copy;
 mod crash;
