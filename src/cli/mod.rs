@@ -1,6 +1,6 @@
 //! The commands: what is read from the command line, who does it, and how the program ends.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -8,10 +8,16 @@ use clap::{Parser, Subcommand};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::error::{Error, ErrorKind, Result};
 
+mod check;
 pub mod exit;
 mod explain;
 mod output;
+pub mod render;
 mod run;
+mod status;
+mod tail;
+mod tail_filter;
+mod tail_start;
 
 pub use exit::Exit;
 
@@ -31,9 +37,25 @@ enum Command {
     /// Runs the daemon: captures, queues and applies until it is told to stop.
     #[command(after_help = run::EXAMPLE)]
     Run(run::Arguments),
+    /// Looks at source, queue and replica: what is wrong, why it matters, and what mends it.
+    #[command(after_help = check::EXAMPLE)]
+    Check(check::Arguments),
+    /// Asks the running daemon how its sources and replicas are.
+    #[command(after_help = status::EXAMPLE)]
+    Status(status::Arguments),
+    /// Reads the log.
+    #[command(subcommand, after_help = tail::EXAMPLE)]
+    Log(Log),
     /// Says what a halt's code means and what to do; lists all codes without one. Needs nothing that runs.
     #[command(after_help = explain::EXAMPLE)]
     Explain(explain::Arguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum Log {
+    /// Shows changes as Debezium's envelope, one JSON object a line, beside a running daemon or without one.
+    #[command(after_help = tail::EXAMPLE)]
+    Tail(tail::Arguments),
 }
 
 /// The program: reads the command line, runs a command, gives the exit code.
@@ -73,10 +95,10 @@ impl Cli {
     fn run(self) -> Result<Exit> {
         match self.command {
             Command::Explain(arguments) => explain::run(&arguments),
-            Command::Run(arguments) => {
-                let config = Config::load(&self.config)?;
-                block_on(run::run(config, arguments))
-            }
+            Command::Run(arguments) => block_on(run::run(Config::load(&self.config)?, arguments)),
+            Command::Check(arguments) => block_on(check::run(load(&self.config)?, arguments)),
+            Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
+            Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }
     }
 }
@@ -92,9 +114,11 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     result
 }
 
-/// Says what is wrong with the configuration though it was accepted.
-fn warn(config: &Config) {
+/// The configuration, with what is wrong though it was accepted said on standard error.
+fn load(path: &Path) -> Result<Config> {
+    let config = Config::load(path)?;
     for warning in &config.warnings {
         output::complain(&format!("millstream: warning: {warning}"));
     }
+    Ok(config)
 }

@@ -169,3 +169,49 @@ impl Build<'_> {
         Err(self.error(key, format!("'{}' must be an absolute path, beginning with /", path.display())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The keys that a table takes, from what it says about one that it does not take.
+    fn keys_of(table: &str) -> BTreeSet<String> {
+        let text = format!("[{table}]\nno_such_key = 1\n");
+        let error = Config::parse(Path::new("x.toml"), &text, &Environment::default()).expect_err("an unknown key").to_string();
+        let (_, expected) = error.split_once("expected").expect("a list of keys");
+        let expected = expected.split('\n').next().unwrap_or_default();
+        expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    /// The keys in the first column of the tables under a heading.
+    fn documented(heading: &str) -> BTreeSet<String> {
+        let document = include_str!("../../docs/configuration.md");
+        let section = document.split("\n## ").find(|section| section.starts_with(heading)).expect(heading);
+        section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_key_is_documented_and_every_documented_key_is_taken() {
+        for (table, heading) in [
+            ("source.shop", "[source.NAME]"),
+            ("queue", "[queue]"),
+            ("replica.reports", "[replica.NAME]"),
+            ("http", "[http]"),
+            ("log", "[log]"),
+        ] {
+            assert_eq!(documented(heading), keys_of(table), "{heading}");
+        }
+        let own: BTreeSet<_> = queue::OWN_KAFKA_KEYS.iter().map(|&key| key.to_owned()).collect();
+        assert_eq!(documented("[queue.kafka]"), own);
+    }
+
+    #[test]
+    fn the_sample_in_deploy_is_valid() {
+        let text = include_str!("../../deploy/millstream.toml");
+        // Its secrets' files are not on this machine.
+        let text: String = text.lines().filter(|line| !line.contains("_file")).map(|line| format!("{line}\n")).collect();
+        Config::parse(Path::new("millstream.toml"), &text, &Environment::default()).expect("the sample");
+    }
+}

@@ -1,0 +1,211 @@
+//! `millstream status` for people: 80 columns.
+
+use std::fmt::Write as _;
+
+use super::explain::wrap;
+use crate::config::ByteSize;
+use crate::control::model::{Copy, Halt, Rate, Replica, Source, Status};
+
+const WIDTH: usize = 80;
+const LABEL: usize = 14;
+
+/// The document as text.
+#[must_use]
+pub fn status(status: &Status) -> String {
+    let mut page = Page::default();
+    let daemon = &status.daemon;
+    let roles = daemon.roles.join(" and ");
+    let who = format!("millstream {}, pid {} on {} ({roles})", daemon.version, daemon.pid, daemon.host);
+    page.heading(&who, if status.ready { "READY" } else { "NOT READY" });
+    for reason in &status.not_ready {
+        page.text("", reason);
+    }
+    for (name, source) in &status.sources {
+        of_source(&mut page, name, source);
+    }
+    for (name, replica) in &status.replicas {
+        of_replica(&mut page, name, replica);
+    }
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn heading(&mut self, left: &str, right: &str) {
+        if !self.0.is_empty() {
+            self.0.push('\n');
+        }
+        let gap = WIDTH.saturating_sub(left.chars().count() + right.chars().count()).max(1);
+        self.line(&format!("{left}{}{right}", " ".repeat(gap)));
+    }
+
+    fn line(&mut self, text: &str) {
+        self.0.push_str(text.trim_end());
+        self.0.push('\n');
+    }
+
+    /// A label and a text, broken at the page's width.
+    fn text(&mut self, label: &str, text: &str) {
+        let indent = " ".repeat(if label.is_empty() { 2 } else { LABEL });
+        let wrapped = wrap(text, WIDTH, &indent);
+        let first = if label.is_empty() { String::new() } else { format!("  {label:width$}", width = LABEL - 2) };
+        match label {
+            "" => self.line(&wrapped),
+            _ => self.line(&format!("{first}{}", wrapped.trim_start())),
+        }
+    }
+}
+
+fn of_source(page: &mut Page, name: &str, source: &Source) {
+    page.heading(&format!("source {name}"), &words(&source.state));
+    if let Some(holder) = &source.held_by {
+        page.text("held by", holder);
+    }
+    let places =
+        [("source", &source.positions.source), ("queue", &source.positions.queue), ("confirmed", &source.positions.confirmed)];
+    let known: Vec<_> = places.iter().filter_map(|(what, at)| at.as_ref().map(|at| format!("{what} {at}"))).collect();
+    if !known.is_empty() {
+        page.text("position", &known.join(", "));
+    }
+    if source.state != "elsewhere" {
+        page.text("rate", &rate(&source.rate));
+    }
+    let stream = &source.stream;
+    if let Some(bytes) = stream.queued_bytes {
+        let changes = stream.queued_changes.map_or(String::new(), |n| format!("{} changes, ", number(n)));
+        let holder = stream.slowest_consumer.as_ref().map_or(String::new(), |name| format!("; held by {name}"));
+        page.text("queue", &format!("{changes}{} of {}{holder}", ByteSize(bytes), ByteSize(stream.max_bytes)));
+    }
+    let strangers: Vec<_> = stream.consumers.iter().filter(|(_, c)| !c.configured).map(|(name, _)| name.as_str()).collect();
+    if !strangers.is_empty() {
+        page.text("consumers", &format!("{} not in this configuration, and may hold the queue", strangers.join(", ")));
+    }
+    if let Some(bytes) = source.retained.bytes {
+        let left = match (source.retained.exceeded, source.retained.budget_seconds) {
+            (true, _) => "; THE BUDGET HAS ENDED".to_owned(),
+            (false, Some(seconds)) => format!("; ends in {} at this rate", duration(seconds as f64)),
+            (false, None) => String::new(),
+        };
+        page.text("retained", &format!("{} of {} at the source{left}", ByteSize(bytes), ByteSize(source.retained.budget_bytes)));
+    }
+    if source.buffered_bytes + source.spilled_bytes > 0 {
+        let text = format!("{} in memory, {} on disk", ByteSize(source.buffered_bytes), ByteSize(source.spilled_bytes));
+        page.text("in progress", &text);
+    }
+    if !source.tables_not_captured.is_empty() {
+        let shown: Vec<_> = source.tables_not_captured.iter().take(5).map(String::as_str).collect();
+        let more = source.tables_not_captured.len().saturating_sub(shown.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        page.text("not captured", &format!("{}{more} (run `millstream init`)", shown.join(", ")));
+    }
+    if let Some(why) = &source.heartbeat_error {
+        page.text("heartbeat", why);
+    }
+    trouble(page, source.halt.as_ref(), source.error.as_deref());
+}
+
+fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
+    page.heading(&format!("replica {name} of {}", replica.source), &words(&replica.state));
+    if let Some(position) = &replica.position {
+        page.text("position", position);
+    }
+    if replica.state != "elsewhere" {
+        let lag = replica.lag_seconds.map_or("not known yet".to_owned(), |lag| format!("{lag:.1} s"));
+        let bytes = replica.lag_bytes.map_or(String::new(), |bytes| format!(", {}", ByteSize(bytes)));
+        page.text("lag", &format!("{lag}{bytes}"));
+        page.text("rate", &rate(&replica.rate));
+    }
+    match (replica.queued_changes, replica.drain_seconds) {
+        (Some(0) | None, _) => {}
+        (Some(queued), Some(seconds)) => {
+            page.text("to drain", &format!("{} changes, about {}", number(queued), duration(seconds)));
+        }
+        (Some(queued), None) => page.text("to drain", &format!("{} changes; nothing moves", number(queued))),
+    }
+    if let Some(copy) = &replica.copy {
+        page.text("first copy", &copying(copy));
+    }
+    trouble(page, replica.halt.as_ref(), replica.error.as_deref());
+}
+
+fn trouble(page: &mut Page, halt: Option<&Halt>, error: Option<&str>) {
+    if let Some(halt) = halt {
+        page.text("HALTED", &halt.code);
+    }
+    if let Some(error) = error {
+        page.text(if halt.is_some() { "why" } else { "last error" }, error);
+    }
+    if let Some(halt) = halt {
+        page.text("what to do", &halt.remedy);
+        let after = if halt.mendable { "tried again every 10 s" } else { "stays until a new copy" };
+        page.text("", &format!("            ({after}; millstream explain {})", halt.code));
+    }
+}
+
+fn copying(copy: &Copy) -> String {
+    let mut out = copy.phase.clone();
+    let of = copy.rows_estimated.map_or(String::new(), |all| format!(" of about {}", number(all)));
+    let _ = write!(out, "{}{}{of} rows, {}", if out.is_empty() { "" } else { ": " }, number(copy.rows), ByteSize(copy.bytes));
+    let _ = write!(out, ", {} of {} tables, {} rows/s", copy.tables_done, copy.tables, number(copy.rows_per_second as u64));
+    if let Some(eta) = copy.eta_seconds {
+        let _ = write!(out, ", {} left", duration(eta));
+    }
+    out
+}
+
+fn words(state: &str) -> String {
+    match state {
+        "halted" => "HALTED".to_owned(),
+        "queue_full" => "QUEUE FULL".to_owned(),
+        other => other.replace('_', " "),
+    }
+}
+
+fn rate(rate: &Rate) -> String {
+    format!(
+        "{} changes/s, {} transactions/s, {}/s",
+        number(rate.changes_per_second.round() as u64),
+        number(rate.transactions_per_second.round() as u64),
+        ByteSize(rate.bytes_per_second as u64)
+    )
+}
+
+/// 1234567 as `1,234,567`.
+fn number(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0 => "less than 1 s".to_owned(),
+        1..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", whole / 60),
+        7200..172_800 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} days", whole / 86400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_times_read_well() {
+        assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1000, 1_234_567].map(number).each_ref().map(String::as_str));
+        assert_eq!(
+            ["less than 1 s", "90 s", "2 min", "2 h 30 min", "3 days"],
+            [0.2, 90.0, 120.0, 9000.0, 259_200.0].map(duration).each_ref().map(String::as_str)
+        );
+    }
+}

@@ -1,0 +1,207 @@
+//! From the stages' own words to the document, and whether all of it is well.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::model::{self, Consumer, Halt, Positions, Replica, Retained, Source, Status, Stream};
+use super::{Control, ReplicaView, SourceView, rate_of};
+use crate::apply::ApplyStatus;
+use crate::apply::lag::now_us;
+use crate::capture::CaptureStatus;
+use crate::event::Position;
+use crate::halt::HaltCode;
+
+impl Control {
+    /// The document, as of now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let sources: BTreeMap<_, _> = self.sources.iter().map(|(name, view)| (name.clone(), self.source_status(view))).collect();
+        let replicas: BTreeMap<_, _> =
+            self.replicas.iter().map(|(name, view)| (name.clone(), self.replica_status(name, view))).collect();
+        let mut daemon = self.daemon.clone();
+        daemon.waiting_for.clone_from(&self.waiting_for.borrow());
+        let mut status = Status {
+            version: model::VERSION,
+            at: jiff::Timestamp::now().to_string(),
+            ready: false,
+            not_ready: Vec::new(),
+            daemon,
+            queue: self.queue.clone(),
+            sources,
+            replicas,
+        };
+        status.not_ready = reasons(&status, self.ready_max_lag);
+        status.ready = status.not_ready.is_empty();
+        status
+    }
+
+    fn source_status(&self, view: &SourceView) -> Source {
+        let survey = view.survey.borrow().clone();
+        let mut source = Source { state: "elsewhere".to_owned(), tables_not_captured: survey.not_captured, ..Source::default() };
+        source.retained.budget_bytes = view.retain_max_bytes;
+        source.stream = Stream { max_bytes: self.queue.max_bytes, stored_bytes: survey.stored_bytes, ..Stream::default() };
+        let end = view.capture.as_ref().map(|capture| capture.borrow().clone());
+        for (name, progress) in survey.consumers {
+            let behind = |total: fn(&CaptureStatus) -> u64, before: u64| {
+                end.as_ref().filter(|end| end.number.is_some()).map(|end| total(end).saturating_sub(before))
+            };
+            let caught_up = end.as_ref().is_some_and(|end| is_caught_up(progress.position, end));
+            let consumer = Consumer {
+                position: progress.position.map(|p| p.to_string()),
+                record: progress.number.0,
+                behind_bytes: if caught_up { Some(0) } else { behind(|end| end.bytes_total, progress.bytes_before) },
+                behind_changes: if caught_up { Some(0) } else { behind(|end| end.changes_total, progress.changes_before) },
+                said_at: time(progress.at_us),
+                configured: self.replicas.contains_key(&name),
+            };
+            source.stream.consumers.insert(name, consumer);
+        }
+        if let Some(capture) = &end {
+            captured(&mut source, capture);
+            source.rate = rate_of(&view.rate);
+        }
+        source
+    }
+
+    fn replica_status(&self, name: &str, view: &ReplicaView) -> Replica {
+        let end =
+            self.sources.get(&view.source).and_then(|source| source.capture.as_ref()).map(|capture| capture.borrow().clone());
+        let Some(apply) = &view.apply else {
+            let survey = self.sources.get(&view.source).map(|source| source.survey.borrow().clone()).unwrap_or_default();
+            let position = survey.consumers.get(name).and_then(|progress| progress.position).map(|p| p.to_string());
+            return Replica { source: view.source.clone(), state: "elsewhere".to_owned(), position, ..Replica::default() };
+        };
+        let apply = apply.borrow().clone();
+        let rate = rate_of(&view.rate);
+        let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref());
+        Replica {
+            source: view.source.clone(),
+            state: word(&apply.state),
+            position: apply.position.map(|p| p.to_string()),
+            record: apply.number.map(|n| n.0),
+            lag_seconds: apply.lag.at(now_us()).map(|lag| lag.as_secs_f64()),
+            lag_bytes,
+            queued_changes,
+            drain_seconds: drain_seconds(queued_changes, rate.changes_per_second),
+            rate,
+            transactions: apply.transactions,
+            changes: apply.changes,
+            bytes: apply.bytes,
+            batches: apply.batches,
+            copy: None,
+            halt: apply.halt.map(halt),
+            error: apply.error.clone(),
+        }
+    }
+}
+
+fn captured(source: &mut Source, capture: &CaptureStatus) {
+    let durable = capture.durable;
+    let end = capture.retention.source_position.max(capture.received);
+    source.state = word(&capture.state);
+    source.since = Some(capture.since_us).filter(|us| *us > 0).map(time);
+    source.slot.clone_from(&capture.slot);
+    source.epoch = capture.epoch.map(|epoch| epoch.0);
+    source.held_by.clone_from(&capture.held_by);
+    source.positions = Positions {
+        source: end.map(|p| p.to_string()),
+        received: capture.received.map(|p| p.to_string()),
+        appended: capture.appended.map(|p| p.to_string()),
+        queue: durable.map(|p| p.to_string()),
+        confirmed: capture.confirmed.map(|p| p.to_string()),
+    };
+    let lsn = |position: Option<Position>| position.and_then(|position| position.lsn().ok());
+    source.lag_bytes = lsn(end).zip(lsn(durable)).map(|(end, durable)| end.0.saturating_sub(durable.0));
+    source.stream.slowest_consumer.clone_from(&capture.slowest);
+    if capture.number.is_some() {
+        source.stream.queued_bytes = Some(capture.queued_bytes);
+        let slowest = capture.slowest.as_ref().and_then(|name| source.stream.consumers.get(name));
+        source.stream.queued_changes = slowest.and_then(|consumer| consumer.behind_changes);
+    }
+    source.retained = Retained {
+        bytes: capture.retention.source_position.map(|_| capture.retention.retained_bytes),
+        budget_bytes: source.retained.budget_bytes,
+        budget_seconds: capture.retention.budget_seconds,
+        safe_bytes: capture.retention.safe_bytes,
+        exceeded: capture.retention.exceeded,
+    };
+    source.transactions = capture.transactions;
+    source.changes = capture.changes;
+    source.bytes = capture.bytes;
+    source.buffered_bytes = capture.buffered_bytes;
+    source.spilled_bytes = capture.spilled_bytes;
+    source.heartbeat_error.clone_from(&capture.heartbeat_error);
+    source.halt = capture.halt.map(halt);
+    source.error.clone_from(&capture.error);
+}
+
+/// A consumer that stands at the stream's last position has nothing before it; its last record's own size does not count.
+fn is_caught_up(position: Option<Position>, end: &CaptureStatus) -> bool {
+    position.is_some() && position >= end.appended
+}
+
+fn backlog(apply: &ApplyStatus, end: Option<&CaptureStatus>) -> (Option<u64>, Option<u64>) {
+    match end {
+        Some(end) if is_caught_up(apply.position, end) => (Some(0), Some(0)),
+        Some(end) if end.number.is_some() && apply.number.is_some() => (
+            Some(end.bytes_total.saturating_sub(apply.bytes_before)),
+            Some(end.changes_total.saturating_sub(apply.changes_before)),
+        ),
+        _ => (None, None),
+    }
+}
+
+/// Messages in the queue over the rate at which they are worked off.
+fn drain_seconds(queued: Option<u64>, per_second: f64) -> Option<f64> {
+    match queued? {
+        0 => Some(0.0),
+        _ if per_second < 0.01 => None,
+        queued => Some(queued as f64 / per_second),
+    }
+}
+
+/// Everything that keeps `/readyz` red.
+fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if let Some(what) = &status.daemon.waiting_for {
+        reasons.push(format!("waiting for {what}"));
+    }
+    for (name, source) in &status.sources {
+        match (source.state.as_str(), &source.halt) {
+            ("streaming" | "elsewhere", _) => {}
+            (_, Some(halt)) => reasons.push(format!("source {name} is halted: {}", halt.code)),
+            (state, None) => reasons.push(format!("source {name} is {}", state.replace('_', " "))),
+        }
+        if source.retained.exceeded {
+            reasons.push(format!("source {name} retains more WAL than retain_max_bytes"));
+        }
+    }
+    for (name, replica) in &status.replicas {
+        match (replica.state.as_str(), &replica.halt, replica.lag_seconds) {
+            ("elsewhere", ..) => {}
+            (_, Some(halt), _) => reasons.push(format!("replica {name} is halted: {}", halt.code)),
+            ("live", None, Some(lag)) if lag > max_lag.as_secs_f64() => {
+                reasons.push(format!("replica {name} is {lag:.1} s behind (ready_max_lag is {:.1} s)", max_lag.as_secs_f64()));
+            }
+            ("live", None, Some(_)) => {}
+            ("live", None, None) => reasons.push(format!("replica {name} has not applied anything yet")),
+            (state, None, _) => reasons.push(format!("replica {name} is {}", state.replace('_', " "))),
+        }
+    }
+    reasons
+}
+
+fn halt(code: HaltCode) -> Halt {
+    Halt { code: code.as_str().to_owned(), mendable: code.mendable(), remedy: code.explain().remedy.to_owned() }
+}
+
+/// An enum's name as the document writes it.
+fn word<T: Serialize>(state: &T) -> String {
+    serde_json::to_value(state).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn time(us: i64) -> String {
+    jiff::Timestamp::from_microsecond(us).map(|time| time.to_string()).unwrap_or_default()
+}

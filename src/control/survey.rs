@@ -1,0 +1,134 @@
+//! What no stage publishes and is looked up now and then: consumers and size of a stream, tables that nobody captures.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Row as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::SourceConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::TableName;
+use crate::postgres::sql::{Side, connect};
+use crate::preflight::tables::TablePatterns;
+use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
+
+/// Pause between two looks at the queue.
+const QUEUE_EVERY: Duration = Duration::from_secs(5);
+/// Looks at the queue for each look at the source's catalog.
+const CATALOG_EACH: u32 = 12;
+/// A look that takes longer is given up.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The last look at a source and its stream.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// The stream's registry.
+    pub consumers: BTreeMap<String, ConsumerProgress>,
+    /// Bytes on disk.
+    pub stored_bytes: Option<u64>,
+    /// Tables that match the patterns and are not in the publication.
+    pub not_captured: Vec<String>,
+}
+
+/// Looks until cancelled. A look that fails keeps what was seen before: the stages say louder what is wrong.
+///
+/// # Errors
+/// None; the type is that of a task.
+pub async fn run(
+    config: SourceConfig,
+    queue: Arc<dyn Queue>,
+    out: watch::Sender<Survey>,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let mut round = 0_u32;
+    loop {
+        let look = look(&config, &queue, &out, round.is_multiple_of(CATALOG_EACH));
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = look => {}
+        }
+        round = round.wrapping_add(1);
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = tokio::time::sleep(QUEUE_EVERY) => {}
+        }
+    }
+}
+
+async fn look(config: &SourceConfig, queue: &Arc<dyn Queue>, out: &watch::Sender<Survey>, catalog: bool) {
+    match deadline(look_at_queue(&config.name, queue)).await {
+        Ok((consumers, stored_bytes)) => out.send_modify(|survey| {
+            survey.consumers = consumers;
+            survey.stored_bytes = stored_bytes;
+        }),
+        Err(error) => tracing::debug!(source = config.name, %error, "the queue's registry could not be looked at"),
+    }
+    if !catalog {
+        return;
+    }
+    match deadline(look_at_catalog(config)).await {
+        Ok(tables) => {
+            let before = std::mem::take(&mut out.borrow().not_captured.clone());
+            if let Some(table) = tables.iter().find(|table| !before.contains(table)) {
+                tracing::warn!(
+                    source = config.name,
+                    table,
+                    count = tables.len(),
+                    "not captured until `millstream init` runs again"
+                );
+            }
+            out.send_modify(|survey| survey.not_captured = tables);
+        }
+        Err(error) => tracing::debug!(source = config.name, %error, "the source's catalog could not be looked at"),
+    }
+}
+
+async fn deadline<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Error::new(ErrorKind::Connection, "no answer in time");
+    tokio::time::timeout(DEADLINE, work).await.map_err(late)?
+}
+
+async fn look_at_queue(stream: &str, queue: &Arc<dyn Queue>) -> Result<(BTreeMap<String, ConsumerProgress>, Option<u64>)> {
+    let Some(bounds) = queue.bounds(stream).await? else { return Ok(Default::default()) };
+    let mut consumers = BTreeMap::new();
+    for (key, value) in queue.registry(stream).await? {
+        let Some(name) = key.strip_prefix(CONSUMER_PREFIX) else { continue };
+        // A newer version's entry may not be readable; its consumer still holds the queue.
+        if let Ok(progress) = serde_json::from_slice(&value) {
+            consumers.insert(name.to_owned(), progress);
+        }
+    }
+    Ok((consumers, bounds.stored_bytes))
+}
+
+/// Ordinary tables and leaves of partitioned ones, and whether the publication lists them.
+const TABLES: &str = "
+    SELECT n.nspname::text, c.relname::text
+      FROM pg_catalog.pg_class c
+      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relkind = 'r' AND c.relpersistence = 'p'
+       AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'millstream')
+       AND EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_tables t
+                        WHERE t.pubname = $1 AND t.schemaname = n.nspname AND t.tablename = c.relname)
+     ORDER BY 1, 2";
+
+async fn look_at_catalog(config: &SourceConfig) -> Result<Vec<String>> {
+    let patterns = TablePatterns::parse(&config.tables)?;
+    let mut connection = connect(&config.connect, Side::Source, "millstream status").await?;
+    let failed = |error: sqlx::Error| Error::new(ErrorKind::Connection, "cannot list the source's tables").with_source(error);
+    let publication = format!("millstream_{}", config.name);
+    let rows = sqlx::query(TABLES).bind(&publication).fetch_all(&mut connection).await.map_err(failed)?;
+    let mut found = BTreeSet::new();
+    for row in rows {
+        let table = TableName::new(row.try_get::<String, _>(0).map_err(failed)?, row.try_get::<String, _>(1).map_err(failed)?);
+        if patterns.matches(&table) {
+            found.insert(table.to_string());
+        }
+    }
+    sqlx::Connection::close(connection).await.map_err(failed)?;
+    Ok(found.into_iter().collect())
+}
