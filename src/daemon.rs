@@ -198,12 +198,10 @@ async fn open_for_daemon(config: &QueueConfig, control: &Control) -> Result<(Arc
 pub fn open_queue(config: &QueueConfig) -> Result<Arc<dyn Queue>> {
     match &config.kind {
         QueueKind::Embedded { folder } => Ok(EmbeddedQueue::open(folder)?),
-        QueueKind::Kafka { brokers, settings, topic_prefix, replication_factor } => Ok(KafkaQueue::open(KafkaSettings::new(
-            brokers.clone(),
-            settings.clone(),
-            topic_prefix.clone(),
-            *replication_factor,
-        ))?),
+        QueueKind::Kafka { brokers, settings, topic_prefix, replication_factor } => {
+            let (brokers, prefix) = (brokers.clone(), topic_prefix.clone());
+            Ok(KafkaQueue::open(KafkaSettings::new(brokers, settings.clone(), prefix, *replication_factor))?)
+        }
     }
 }
 
