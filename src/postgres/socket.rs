@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 
-use crate::error::{Context as _, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// An idle peer is probed after this, and given up after three unanswered probes five seconds apart.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -49,7 +49,9 @@ impl Socket {
             let share = left / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             match timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    tune(&stream).at(|| format!("{address}"))?;
+                    tune(&stream).map_err(|e| {
+                        Error::new(ErrorKind::Connection, format!("{address} takes no keepalives")).with_source(e)
+                    })?;
                     return Ok(stream);
                 }
                 Ok(Err(e)) => last = Error::new(ErrorKind::Connection, format!("cannot connect to {address}")).with_source(e),

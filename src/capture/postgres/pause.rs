@@ -8,16 +8,17 @@ use tokio::time::sleep;
 /// Sleeps for less than a millisecond, or a few.
 #[derive(Debug)]
 pub(super) struct Pause {
+    /// A timerfd. What tokio calls a pipe's end is any descriptor that becomes readable and is read: the safe way to wait for one.
     #[cfg(target_os = "linux")]
-    timer: tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>,
+    timer: tokio::net::unix::pipe::Receiver,
 }
 
 #[cfg(target_os = "linux")]
 impl Pause {
     pub(super) fn new() -> io::Result<Self> {
         use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Self { timer: tokio::io::unix::AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)? })
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        Ok(Self { timer: tokio::net::unix::pipe::Receiver::from_owned_fd_unchecked(timer)? })
     }
 
     /// Cancel-safe: the next call starts anew.
@@ -34,11 +35,10 @@ impl Pause {
         // Setting it again takes back an expiry that a cancelled call left behind.
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: zero, it_value: value })?;
         loop {
-            let mut ready = self.timer.readable().await?;
-            let mut count = [0; 8];
-            match ready.try_io(|timer| rustix::io::read(timer, &mut count).map_err(io::Error::from)) {
-                Ok(read) => return read.map(drop),
-                Err(_would_block) => {}
+            self.timer.readable().await?;
+            match self.timer.try_read(&mut [0; 8]) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read.map(drop),
             }
         }
     }

@@ -68,6 +68,38 @@ pub enum StreamMessage {
     Keepalive(Keepalive),
 }
 
+impl StreamMessage {
+    /// Reads one CopyData message of a walsender.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Malformed`].
+    pub fn decode(mut data: Bytes) -> Result<Self> {
+        let malformed = |what: &str| Error::new(ErrorKind::Malformed, format!("the walsender sent {what}"));
+        match data.first() {
+            Some(b'w') if data.len() >= 25 => {
+                data.advance(1);
+                let (wal_start, wal_end, time) = (data.get_u64(), data.get_u64(), data.get_i64());
+                Ok(Self::XLogData(XLogData {
+                    wal_start: Lsn(wal_start),
+                    wal_end: Lsn(wal_end),
+                    server_time_us: unix_time_us(time),
+                    payload: data,
+                }))
+            }
+            Some(b'k') if data.len() == 18 => {
+                data.advance(1);
+                Ok(Self::Keepalive(Keepalive {
+                    wal_end: Lsn(data.get_u64()),
+                    server_time_us: unix_time_us(data.get_i64()),
+                    reply_requested: data.get_u8() != 0,
+                }))
+            }
+            Some(tag) => Err(malformed(&format!("a message '{}' of {} bytes", tag.escape_ascii(), data.len()))),
+            None => Err(malformed("an empty message")),
+        }
+    }
+}
+
 /// One message of the output plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct XLogData {
@@ -168,7 +200,7 @@ impl ReplicationStream {
     /// # Errors
     /// As [`Self::next`].
     pub fn try_next(&mut self) -> Result<Option<StreamMessage>> {
-        self.copy.buffered()?.map(parse).transpose()
+        self.copy.buffered()?.map(StreamMessage::decode).transpose()
     }
 
     /// Reads what the socket holds, after a short pause when messages come faster than they are worth a read each. False when that is nothing: the
@@ -256,32 +288,5 @@ impl ReplicationStream {
         message[25..33].copy_from_slice(&postgres_time_us(now_us).to_be_bytes());
         message[33] = u8::from(reply);
         self.copy.put(&message);
-    }
-}
-
-/// Reads one CopyData message of a walsender.
-fn parse(mut data: Bytes) -> Result<StreamMessage> {
-    let malformed = |what: &str| Error::new(ErrorKind::Malformed, format!("the walsender sent {what}"));
-    match data.first() {
-        Some(b'w') if data.len() >= 25 => {
-            data.advance(1);
-            let (wal_start, wal_end, time) = (data.get_u64(), data.get_u64(), data.get_i64());
-            Ok(StreamMessage::XLogData(XLogData {
-                wal_start: Lsn(wal_start),
-                wal_end: Lsn(wal_end),
-                server_time_us: unix_time_us(time),
-                payload: data,
-            }))
-        }
-        Some(b'k') if data.len() == 18 => {
-            data.advance(1);
-            Ok(StreamMessage::Keepalive(Keepalive {
-                wal_end: Lsn(data.get_u64()),
-                server_time_us: unix_time_us(data.get_i64()),
-                reply_requested: data.get_u8() != 0,
-            }))
-        }
-        Some(tag) => Err(malformed(&format!("a message '{}' of {} bytes", tag.escape_ascii(), data.len()))),
-        None => Err(malformed("an empty message")),
     }
 }

