@@ -13,7 +13,6 @@ use super::secret::Places;
 use super::size::ByteSize;
 use crate::error::Result;
 use crate::queue::kafka::FIXED_PROPERTIES;
-use crate::queue::kafka::FIXED_PROPERTIES;
 
 /// Where the log waits.
 #[derive(Clone, Debug)]
