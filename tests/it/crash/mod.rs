@@ -59,16 +59,16 @@ struct Pair<'s> {
 impl<'s> Pair<'s> {
     /// Straight connections.
     async fn new(servers: &'s Servers) -> Self {
-        Self::with(servers, false, "").await
+        Self::with(servers, false, &[]).await
     }
 
     /// Through the proxies.
     async fn proxied(servers: &'s Servers) -> Self {
-        Self::with(servers, true, "").await
+        Self::with(servers, true, &[]).await
     }
 
-    /// With more lines of configuration, appended to `[http]`: new sections may follow.
-    async fn with(servers: &'s Servers, proxied: bool, more: &str) -> Self {
+    /// With more lines of configuration, each in its section.
+    async fn with(servers: &'s Servers, proxied: bool, more: &[(&str, &str)]) -> Self {
         let source = servers.source.new_database().await;
         let replica = servers.replica.new_database().await;
         source.execute(SCHEMA).await;
@@ -80,8 +80,11 @@ impl<'s> Pair<'s> {
         } else {
             (source.url(), replica.url())
         };
-        let configuration = pair_configuration(&source_url, &replica_url, "embedded:{folder}/queue");
-        let site = Site::new(&format!("{configuration}{more}"));
+        let mut configuration = pair_configuration(&source_url, &replica_url, "embedded:{folder}/queue");
+        for (section, line) in more {
+            configuration = configuration.replacen(&format!("{section}\n"), &format!("{section}\n{line}\n"), 1);
+        }
+        let site = Site::new(&configuration);
         site.must(&["init"]).await;
         Self { source, replica, site, to_source, to_replica }
     }

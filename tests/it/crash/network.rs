@@ -47,7 +47,7 @@ async fn an_orphaned_session_on_the_replica_does_not_hold_the_pair_up_for_long()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_half_open_source_connection_is_noticed() {
     let servers = Servers::start().await;
-    let pair = Pair::with(&servers, true, "ready_max_lag = \"2s\"\n").await;
+    let pair = Pair::with(&servers, true, &[("[http]", "ready_max_lag = \"2s\"")]).await;
     let workload = pair.load(&Plan::default());
     let _daemon = pair.site.start();
     pair.site.ready(CATCH_UP).await;

@@ -40,9 +40,7 @@ async fn a_stalled_replica_leaves_the_source_answered_and_memory_bounded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_stops_capture_and_drops_nothing() {
     let servers = Servers::start().await;
-    let pair = Pair::with(&servers, false, "").await;
-    let text = std::fs::read_to_string(pair.site.configuration()).expect("millstream.toml");
-    pair.site.configure(&text.replace("/queue\"\n", "/queue\"\nmax_bytes = \"16MiB\"\n"));
+    let pair = Pair::with(&servers, false, &[("[queue]", "max_bytes = \"16MiB\"")]).await;
     let daemon = pair.site.start();
     pair.site.ready(CATCH_UP).await;
     let reader = pair.reader();
