@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 mod check;
 pub mod exit;
 mod explain;
+mod init;
 mod output;
 pub mod render;
 mod run;
@@ -46,6 +47,9 @@ enum Command {
     /// Reads the log.
     #[command(subcommand, after_help = tail::EXAMPLE)]
     Log(Log),
+    /// Makes what is missing: publication, slot, ledger, tables on the replica. Safe to repeat, refuses rather than harms.
+    #[command(after_help = init::EXAMPLE)]
+    Init(init::Arguments),
     /// Says what a halt's code means and what to do; lists all codes without one. Needs nothing that runs.
     #[command(after_help = explain::EXAMPLE)]
     Explain(explain::Arguments),
@@ -97,6 +101,7 @@ impl Cli {
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Run(arguments) => block_on(run::run(Config::load(&self.config)?, arguments)),
             Command::Check(arguments) => block_on(check::run(load(&self.config)?, arguments)),
+            Command::Init(arguments) => block_on(init::run(load(&self.config)?, arguments)),
             Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }

@@ -1,0 +1,63 @@
+//! `millstream init`: what a pair needs and is not there yet.
+
+use clap::Args;
+
+use super::Exit;
+use super::output::print_line;
+use crate::config::Config;
+use crate::daemon::open_queue;
+use crate::error::Result;
+use crate::preflight::init::{self, InitOptions, Line, Outcome};
+
+/// For `--help`.
+pub const EXAMPLE: &str = "\
+Examples:
+  millstream init --dry-run          the SQL, to read first
+  millstream init --replica reports";
+
+/// Arguments of `millstream init`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Print the SQL and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Only this source and its replicas.
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Only this replica and its source.
+    #[arg(long, value_name = "NAME")]
+    replica: Option<String>,
+}
+
+pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
+    let queue = open_queue(&config.queue)?;
+    let options = InitOptions { source: arguments.source, replica: arguments.replica, dry_run: arguments.dry_run };
+    let mut printed = Ok(());
+    let mut report = |line: Line| {
+        if printed.is_ok() {
+            printed = tell(line);
+        }
+    };
+    // A reader of the output who has left does not stop half-done work.
+    let outcome = init::init(&config, &queue, &options, &mut report).await?;
+    printed?;
+    Ok(match outcome {
+        Outcome::Unchanged => {
+            print_line("Everything is there; nothing was changed.")?;
+            Exit::Good
+        }
+        Outcome::Changed => Exit::Good,
+        Outcome::Refused => Exit::Bad,
+    })
+}
+
+/// One line of a report on standard output, as `init` and `teardown` give it.
+pub(super) fn tell(line: Line) -> Result<()> {
+    print_line(&match line {
+        Line::Sql { place, statement } => format!("-- {place}\n{statement};"),
+        Line::Done(text) => text,
+        Line::Waiting(text) => format!("Waiting: {text}"),
+        Line::Note(text) => format!("Note: {text}"),
+        Line::Refused(text) => format!("Refused: {text}"),
+    })
+}
