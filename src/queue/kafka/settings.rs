@@ -119,7 +119,7 @@ const READER: &[(&str, &str, &str)] = &[
     ("fetch.message.max.bytes", "max.partition.fetch.bytes", "1048576"),
     ("fetch.max.bytes", "", "2097152"),
     // The default of a second would be paid each time that the small queue above is full.
-    ("fetch.queue.backoff.ms", "", "2"),
+    ("fetch.queue.backoff.ms", "", "10"),
     ("fetch.error.backoff.ms", "", "100"),
 ];
 

@@ -63,6 +63,8 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct Progress {
     durable: Durable,
+    /// The last record acknowledged, with or without an offset.
+    acknowledged: Ticket,
     at: Instant,
     failed: bool,
 }
@@ -86,18 +88,22 @@ impl Shared {
         Error::new(kind, message)
     }
 
+    /// A record is stored. One whose own answer was lost comes without an offset, when the answer to a later one proved that it
+    /// is there (librdkafka's implicit acknowledgement): it counts with that later one.
     fn delivered(&self, ticket: Ticket, offset: i64) {
         let before = *self.progress.borrow();
         if before.failed {
             return;
         }
-        let first = before.durable.ticket == Ticket(0);
-        // Without an offset: Kafka had stored the record already and no longer knew where.
-        if ticket != Ticket(before.durable.ticket.0 + 1) || offset < 0 {
-            let message =
-                format!("record {} was acknowledged at offset {offset} after record {}", ticket.0, before.durable.ticket.0);
+        if ticket != Ticket(before.acknowledged.0 + 1) {
+            let message = format!("record {} was acknowledged behind record {}", ticket.0, before.acknowledged.0);
             return self.fail(ErrorKind::Connection, message);
         }
+        if offset < 0 {
+            self.progress.send_replace(Progress { acknowledged: ticket, ..before });
+            return;
+        }
+        let first = before.durable.ticket == Ticket(0);
         let offset = QueueOffset(to_u64(offset));
         if !first && offset <= before.durable.offset {
             let message = format!(
@@ -110,7 +116,8 @@ impl Shared {
             return self.fail(error.kind(), error.message().to_owned());
         }
         self.events.answered();
-        self.progress.send_replace(Progress { durable: Durable { ticket, offset }, at: Instant::now(), failed: false });
+        let durable = Durable { ticket, offset };
+        self.progress.send_replace(Progress { durable, acknowledged: ticket, at: Instant::now(), failed: false });
     }
 }
 
@@ -158,7 +165,8 @@ impl Writer {
     pub(super) fn open(settings: &KafkaSettings, topic: &str, max_record_bytes: usize) -> Result<Self> {
         let capacity = IN_FLIGHT_BYTES.max(2 * (max_record_bytes + PER_RECORD_BYTES));
         let none = Durable { ticket: Ticket(0), offset: QueueOffset(0) };
-        let (sender, progress) = watch::channel(Progress { durable: none, at: Instant::now(), failed: false });
+        let (sender, progress) =
+            watch::channel(Progress { durable: none, acknowledged: none.ticket, at: Instant::now(), failed: false });
         let base = Context::new(format!("writer of {topic}"));
         let shared = Arc::new(Shared {
             progress: sender,
