@@ -39,6 +39,7 @@ pub struct Fence {
     /// The epoch claimed.
     pub epoch: Epoch,
     /// The claimant.
+    #[serde(with = "super::text::number")]
     pub nonce: Nonce,
     /// Host and process, for people.
     pub holder: String,
@@ -50,10 +51,12 @@ pub struct Fence {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// PostgreSQL's system identifier, from `IDENTIFY_SYSTEM`.
+    #[serde(with = "super::text::number")]
     pub system_identifier: u64,
     /// The timeline in force.
     pub timeline: u32,
     /// Earlier timelines: number and the LSN at which the next one left it, oldest first.
+    #[serde(with = "super::text::lineage")]
     pub lineage: Vec<(u32, u64)>,
     /// Database that the slot decodes.
     pub database: String,
@@ -189,7 +192,7 @@ impl Body {
     /// Reads a payload of a kind.
     ///
     /// # Errors
-    /// [`ErrorKind::Malformed`]. Transactions and changes inside are checked when they are read.
+    /// [`ErrorKind::Malformed`]; [`ErrorKind::TooNew`] for a kind inside that a later version brought. Transactions and changes inside are checked when they are read.
     pub fn decode(kind: RecordKind, payload: Bytes) -> Result<Self> {
         let mut input = Input::new(payload.clone());
         let body = match kind {

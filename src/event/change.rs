@@ -103,7 +103,7 @@ impl Change {
             }
             TRUNCATE => truncate(&mut input)?,
             MESSAGE => Self::Message { prefix: input.text()?, content: input.rest() },
-            kind => return Err(input.malformed(&format!("a change of unknown kind {kind}"))),
+            kind => return Err(input.unknown(&format!("a change of kind {kind}"))),
         };
         if input.is_empty() { Ok(change) } else { Err(input.malformed("bytes behind the end of a change")) }
     }
@@ -150,7 +150,7 @@ fn old_image(input: &mut Input) -> Result<Option<OldImage>> {
         OLD_NONE => Ok(None),
         OLD_KEY => Row::decode(input).map(|row| Some(OldImage::Key(row))),
         OLD_FULL => Row::decode(input).map(|row| Some(OldImage::Full(row))),
-        kind => Err(input.malformed(&format!("an old image of unknown kind {kind}"))),
+        kind => Err(input.unknown(&format!("an old image of kind {kind}"))),
     }
 }
 
@@ -171,7 +171,7 @@ fn put_old(out: &mut BytesMut, old: Option<&OldImage>) {
 fn truncate(input: &mut Input) -> Result<Change> {
     let flags = input.u8()?;
     if flags > 3 {
-        return Err(input.malformed("unknown flags of a truncate"));
+        return Err(input.unknown(&format!("a truncate with flags {flags:#04x}")));
     }
     let count = input.varint()?;
     let mut tables = Vec::new();
@@ -292,7 +292,7 @@ impl ChangeReader {
     /// The next complete change; `None` when another piece is needed, or at the end.
     ///
     /// # Errors
-    /// [`ErrorKind::Malformed`]: the stream cannot be read on.
+    /// [`ErrorKind::Malformed`], [`ErrorKind::TooNew`]: the stream cannot be read on.
     pub fn next_change(&mut self) -> Result<Option<Change>> {
         if !self.carry.is_empty() {
             match complete(&self.carry)? {

@@ -10,6 +10,9 @@ mod encode;
 mod position;
 pub mod record;
 mod schema;
+#[cfg(test)]
+mod tests;
+mod text;
 mod value;
 pub(crate) mod wire;
 

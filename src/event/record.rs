@@ -151,23 +151,27 @@ pub fn decode_frame(bytes: Bytes) -> Result<(RecordHeader, Bytes)> {
         return Err(corrupt("not a Millstream record"));
     }
     let (version, kind) = (bytes[2], bytes[3]);
+    let flags = u16::from_le_bytes([bytes[4], bytes[5]]);
+    let header_bytes = usize::from(u16::from_le_bytes([bytes[6], bytes[7]]));
+    if header_bytes < HEADER_BYTES || header_bytes > total {
+        return Err(corrupt("a header of impossible length"));
+    }
+    // The checksum is the header's last four bytes; a longer header keeps that, and what this one has, in its place.
+    let crc_at = header_bytes - 4;
+    let stored = u32::from_le_bytes([bytes[crc_at], bytes[crc_at + 1], bytes[crc_at + 2], bytes[crc_at + 3]]);
+    let computed = crc32c::crc32c_append(crc32c::crc32c(&bytes[..crc_at]), &bytes[header_bytes..]);
+    if stored != computed {
+        return Err(corrupt("checksum mismatch"));
+    }
+    // Magic, version, header length and checksum stay where they are in every version: a flipped bit is never taken for a newer one.
     if version > FORMAT_VERSION {
         return Err(Error::new(
             ErrorKind::TooNew,
             format!("record format {version}; this Millstream reads up to {FORMAT_VERSION}"),
         ));
     }
-    let flags = u16::from_le_bytes([bytes[4], bytes[5]]);
-    let header_bytes = usize::from(u16::from_le_bytes([bytes[6], bytes[7]]));
-    if header_bytes < HEADER_BYTES || header_bytes > total {
-        return Err(corrupt("a header of impossible length"));
-    }
-    // The checksum is the header's last four bytes; a longer header of a later minor version keeps that.
-    let crc_at = header_bytes - 4;
-    let stored = u32::from_le_bytes([bytes[crc_at], bytes[crc_at + 1], bytes[crc_at + 2], bytes[crc_at + 3]]);
-    let computed = crc32c::crc32c_append(crc32c::crc32c(&bytes[..crc_at]), &bytes[header_bytes..]);
-    if stored != computed {
-        return Err(corrupt("checksum mismatch"));
+    if version == 0 {
+        return Err(Error::new(ErrorKind::Malformed, "record format 0"));
     }
     let kind = RecordKind::from_wire(kind)
         .ok_or_else(|| Error::new(ErrorKind::TooNew, format!("record kind {kind} is unknown to this Millstream")))?;

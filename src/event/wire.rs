@@ -31,6 +31,12 @@ impl Input {
         Error::new(ErrorKind::Malformed, format!("{what} at byte {} of {}", self.at, self.whole.len()))
     }
 
+    /// For a kind, tag or flag that a later version may have brought.
+    pub(crate) fn unknown(&self, what: &str) -> Error {
+        let place = format!("at byte {} of {}", self.at, self.whole.len());
+        Error::new(ErrorKind::TooNew, format!("{what} {place} is unknown to this Millstream"))
+    }
+
     fn take(&mut self, length: u64, what: &str) -> Result<&[u8]> {
         let length = usize::try_from(length).ok().filter(|&n| n <= self.remaining()).ok_or_else(|| self.malformed(what))?;
         let start = self.at;
@@ -94,7 +100,7 @@ impl Input {
     pub(crate) fn position_value(&mut self) -> Result<Position> {
         match self.u8()? {
             1 => Ok(Position::Lsn(Lsn(self.u64()?))),
-            tag => Err(self.malformed(&format!("a position of unknown kind {tag}"))),
+            tag => Err(self.unknown(&format!("a position of kind {tag}"))),
         }
     }
 }
