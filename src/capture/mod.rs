@@ -62,6 +62,8 @@ pub mod assemble;
 pub mod begin;
 mod connect;
 pub mod heartbeat;
+#[cfg(test)]
+mod model;
 pub mod postgres;
 pub mod recover;
 pub mod retention;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::files::Folder;
 use crate::support::postgres::{PgDatabase, PgServer};
-use crate::support::wait::{LONG, eventually, until};
+use crate::support::wait::{LONG, eventually};
 
 /// A consumer that is registered from the start.
 pub const KEEPER: &str = "keeper";
@@ -288,10 +288,6 @@ impl Capture {
     pub async fn halts(&self) -> (HaltCode, String) {
         let status = self.reaches(CaptureState::Halted).await;
         (status.halt.unwrap(), status.error.unwrap())
-    }
-
-    pub async fn confirms(&self, position: Position) {
-        until("a confirmed position", LONG, async || self.status.borrow().confirmed >= Some(position)).await;
     }
 
     /// Ends in order.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use millstream::capture::CaptureState;
 use millstream::capture::postgres::slot;
+use millstream::config::OnRetainLimit;
 use millstream::event::Position;
 use millstream::halt::HaltCode;
 use millstream::queue::Queue;
@@ -11,6 +12,7 @@ use millstream::queue::embedded::EmbeddedQueue;
 
 use super::rig::{KEEPER, Rig};
 use crate::support::postgres::{self, PgServer};
+use crate::support::proxy::{Mode, Proxy};
 use crate::support::wait::{LONG, eventually, until};
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE unpublished (id int, v text)";
@@ -201,4 +203,125 @@ async fn an_empty_queue_is_not_initialised() {
     let end: Position = rig.db.value("SELECT pg_current_wal_lsn()::text").await.parse().unwrap();
     assert!(end > Position::Lsn(millstream::event::Lsn(0)));
     rig.end().await;
+}
+
+/// FAULTS 12: promoted without loss, with the slot: goes on by itself. A source restored to before the queue's end: halts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_that_lost_nothing_is_followed_and_one_that_did_is_not() {
+    for lossless in [true, false] {
+        let server = PgServer::start().await;
+        let rig = Rig::new(&server, TABLE).await;
+        if !lossless {
+            // What a standby that was behind would have had.
+            captured(&rig).await;
+            server.stop().await;
+            copy_folder(server.data(), &rig.folder.path().join("old"));
+            server.restart().await;
+            let capture = rig.start();
+            rig.db.execute("INSERT INTO t VALUES (2, 'lost')").await;
+            rig.log_after_marker().await;
+            capture.stop().await;
+        } else {
+            captured(&rig).await;
+        }
+        server.stop().await;
+        if !lossless {
+            std::fs::remove_dir_all(server.data()).unwrap();
+            copy_folder(&rig.folder.path().join("old"), server.data());
+        }
+        // A standby of itself, promoted at once: a new timeline from where its WAL ends.
+        std::fs::write(server.data().join("standby.signal"), "").unwrap();
+        crate::support::files::give_to_server_user(&server.data().join("standby.signal"));
+        server.restart().await;
+        rig.db.value("SELECT pg_promote()::text").await;
+        until("the promotion", LONG, async || rig.db.value("SELECT pg_is_in_recovery()::text").await == "false").await;
+        rig.db.execute("INSERT INTO t VALUES (3, 'after')").await;
+        let capture = rig.start();
+        if lossless {
+            let log = rig.log_after_marker().await;
+            assert_eq!(log.changes(), ["+t (id=1,v=a)", "+t (id=3,v=after)"]);
+            let history = log.histories.last().unwrap();
+            assert_eq!((history.timeline, history.lineage.len()), (2, 1));
+        } else {
+            assert_eq!(capture.halts().await.0, HaltCode::HistoryChanged);
+        }
+        capture.stop().await;
+    }
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
+/// FAULTS 13: nothing comes through any more and nobody says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_open_connection_is_noticed_within_two_heartbeats() {
+    let server = PgServer::start().await;
+    let mut rig = Rig::new(&server, TABLE).await;
+    let proxy = Proxy::start(server.port()).await;
+    rig.source.connect = rig.db.connect_tcp();
+    rig.source.connect.port = proxy.port();
+    rig.source.heartbeat_interval = std::time::Duration::from_secs(1);
+    let capture = rig.start();
+    capture.reaches(CaptureState::Streaming).await;
+    rig.db.execute("INSERT INTO t VALUES (1, 'a')").await;
+    rig.log_after_marker().await;
+    proxy.set(Mode::Stall);
+    let since = std::time::Instant::now();
+    capture.reaches(CaptureState::Waiting).await;
+    let noticed = since.elapsed();
+    assert!(noticed < std::time::Duration::from_millis(2800), "two heartbeats and a machine's hiccup: {noticed:?}");
+    assert!(capture.status.borrow().error.as_ref().is_some_and(|e| e.contains("silent")), "{:?}", capture.status.borrow().error);
+    proxy.set(Mode::Pass);
+    rig.db.execute("INSERT INTO t VALUES (2, 'b')").await;
+    assert_eq!(rig.log_after_marker().await.changes(), ["+t (id=1,v=a)", "+t (id=2,v=b)"]);
+    capture.stop().await;
+}
+
+/// I7: the slot goes rather than the source's disk, when that was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_its_budget_the_slot_is_dropped_when_asked_for() {
+    let server = PgServer::start().await;
+    let mut rig = Rig::new(&server, TABLE).await;
+    rig.source.retain_max_bytes = 1 << 20;
+    rig.queue_max_bytes = 1000;
+    let capture = rig.start();
+    capture.reaches(CaptureState::Streaming).await;
+    rig.db.execute("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 100) i").await;
+    rig.db.execute("INSERT INTO unpublished SELECT i, repeat('x', 500) FROM generate_series(1, 8000) i").await;
+    until("an alarm", LONG, async || capture.status.borrow().retention.exceeded).await;
+    assert_eq!(rig.db.value("SELECT count(*)::text FROM pg_replication_slots").await, "1", "an alarm drops nothing");
+    capture.stop().await;
+    rig.source.on_retain_limit = OnRetainLimit::DropSlot;
+    let capture = rig.start();
+    let (code, error) = capture.halts().await;
+    assert_eq!(code, HaltCode::SlotMissing);
+    assert!(error.contains("retain_max_bytes"), "{error}");
+    assert_eq!(rig.db.value("SELECT count(*)::text FROM pg_replication_slots").await, "0");
+    capture.stop().await;
+}
+
+/// The source's own answers to a restart of everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn crashes_of_the_source_lose_and_double_nothing() {
+    let server = PgServer::start().await;
+    let rig = Rig::new(&server, TABLE).await;
+    let capture = rig.start();
+    for round in 0..3_i32 {
+        let insert = format!("INSERT INTO t VALUES ({round}, 'x'); SELECT pg_logical_emit_message(false, 'app', '{round}')");
+        rig.db.execute(&insert).await;
+        if round == 1 {
+            rig.log_after_marker().await;
+        }
+        server.crash();
+        server.restart().await;
+    }
+    let log = rig.log_after_marker().await;
+    assert_eq!(log.changes(), ["+t (id=0,v=x)", "+t (id=1,v=x)", "+t (id=2,v=x)"]);
+    assert_eq!(log.messages.last().map(String::as_str), Some("app:2"));
+    let mut once = log.messages.clone();
+    once.dedup();
+    assert_eq!(once, log.messages, "messages come once");
+    capture.stop().await;
 }
