@@ -112,8 +112,13 @@ impl QueueReader for MemoryReader {
 }
 
 fn genesis() -> Genesis {
-    let history =
-        History { system_identifier: 7, timeline: 1, lineage: Vec::new(), database: "shop".into(), slot: "millstream_s_1".into() };
+    let history = History {
+        system_identifier: 7,
+        timeline: 1,
+        lineage: Vec::new(),
+        database: "shop".into(),
+        slot: "millstream_s_1".into(),
+    };
     Genesis { source: "s".into(), history }
 }
 
