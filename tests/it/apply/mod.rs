@@ -6,5 +6,6 @@ mod constraints;
 mod large;
 mod names;
 mod rig;
+mod speed;
 mod takeover;
 mod types;
