@@ -119,6 +119,12 @@ impl Merger {
         self.open.bytes >= self.max_bytes || self.open.changes.len() as u64 >= self.max_changes
     }
 
+    /// True for a batch so large that more is to be expected.
+    #[must_use]
+    pub fn is_deep(&self, batch: &Batch) -> bool {
+        batch.bytes >= self.max_bytes / 4 || batch.changes.len() as u64 >= self.max_changes / 4
+    }
+
     /// Adds a unit that can be merged.
     ///
     /// # Errors

@@ -30,8 +30,6 @@ use crate::replica::{Replica, Step};
 const IDLE_STEP: Duration = Duration::from_secs(1);
 /// With a deep backlog, a batch waits this long for more: fewer, larger replica transactions, and a core left to the walsender.
 const HOLD: Duration = Duration::from_millis(50);
-/// The backlog is deep when the source's clock is this far ahead of what is applied.
-const DEEP_US: i64 = 1_000_000;
 
 /// A claimed replica at work.
 pub struct Session<'a> {
@@ -57,6 +55,8 @@ pub struct Session<'a> {
     pub carried: VecDeque<Unit>,
     /// A huge transaction is open on the replica.
     pub large: bool,
+    /// The last batch was large: more is to be expected.
+    pub deep: bool,
 }
 
 /// What to do next.
@@ -91,6 +91,13 @@ impl Session<'_> {
         loop {
             let Some(unit) = self.next_unit().await? else { return Ok(Next::Batch(self.merger.take())) };
             let unit = self.admit(unit).await?;
+            if let Unit::Progress { source_time_us, .. } = &unit
+                && self.merger.open().is_idle()
+                && !self.large
+            {
+                // Everything before it is applied, so it is true of the replica now; the ledger may wait.
+                self.fresh(*source_time_us);
+            }
             match self.merger.add(unit).map_err(|unit| *unit) {
                 Ok(()) if self.merger.is_full() => return Ok(Next::Batch(self.merger.take())),
                 Ok(()) => {}
@@ -119,7 +126,7 @@ impl Session<'_> {
         }
         let wait = if open.is_idle() {
             IDLE_STEP.saturating_sub(self.stepped.elapsed())
-        } else if open.source_time_us.is_some_and(|time| now_us() - time > DEEP_US) {
+        } else if self.deep {
             HOLD
         } else {
             return Ok(None);
@@ -171,6 +178,7 @@ impl Session<'_> {
 
     async fn apply(&mut self, batch: &Batch) -> Result<()> {
         let Some(cursor) = batch.cursor.clone() else { return Ok(()) };
+        self.deep = self.merger.is_deep(batch);
         let applied = self.replica.apply(batch, &self.schemas).await?;
         self.status.send_modify(|status| {
             status.transactions += batch.marks.len() as u64;
@@ -230,23 +238,32 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// The replica shows the source as of a time.
+    fn fresh(&self, source_time_us: i64) {
+        let now = now_us();
+        self.status.send_modify(|status| {
+            status.source_time_us = status.source_time_us.max(Some(source_time_us));
+            status.applied_at_us = Some(now);
+            status.lag.applied(source_time_us, now);
+        });
+    }
+
     /// The replica has committed up to a cursor.
     async fn committed(&mut self, cursor: Cursor, source_time_us: Option<i64>) -> Result<()> {
         crate::failpoint::hit("apply.committed")?;
         self.stepped = Instant::now();
-        let now = now_us();
         let rate = self.rate.per_second();
+        let state = if self.catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live };
+        if let Some(time) = source_time_us {
+            self.fresh(time);
+        }
         self.status.send_modify(|status| {
             status.number = Some(cursor.number);
             status.position = cursor.position;
             status.bytes_before = cursor.bytes_before;
             status.changes_before = cursor.changes_before;
             status.changes_per_second = rate;
-            if let Some(time) = source_time_us {
-                status.source_time_us = Some(time);
-                status.applied_at_us = Some(now);
-                status.lag.applied(time, now);
-            }
+            status.state = state;
             status.error = None;
             status.halt = None;
         });

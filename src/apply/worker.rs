@@ -139,7 +139,7 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     status.send_modify(|status| status.apply_epoch = Some(row.apply_epoch));
     let catch_up = match &applier.first_copy {
         Some(copy) => {
-            status.send_modify(|status| status.state = ApplyState::Copying);
+            begins(status, ApplyState::Copying);
             copy.prepare(row.apply_epoch, cancel).await.at(|| "first copy")?
         }
         None => None,
@@ -152,8 +152,8 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     if let Some(cursor) = &row.cursor {
         reporter.committed(cursor.clone());
     }
+    begins(status, if catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live });
     status.send_modify(|status| {
-        status.state = if catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live };
         status.position = row.cursor.as_ref().and_then(|cursor| cursor.position);
         status.number = row.cursor.as_ref().map(|cursor| cursor.number);
         status.source_time_us = row.source_time_us;
@@ -170,6 +170,18 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
         stepped: Instant::now(),
         carried: std::collections::VecDeque::new(),
         large: false,
+        deep: false,
     };
     session.run(cancel).await
+}
+
+/// A halted replica stays so until something is committed: a new attempt alone mends nothing.
+fn begins(status: &watch::Sender<ApplyStatus>, state: ApplyState) {
+    status.send_if_modified(|status| {
+        let changes = status.halt.is_none() && status.state != state;
+        if changes {
+            status.state = state;
+        }
+        changes
+    });
 }

@@ -53,7 +53,7 @@ pub mod write;
 /// Session settings of an applier, on top of those of every connection: dead peers are noticed and their locks freed within seconds,
 /// no wait is without end, one plan per statement whatever the batch's size.
 const APPLIER_SETTINGS: &str = "SET synchronous_commit = on; SET default_transaction_isolation = 'read committed'; \
-    SET lock_timeout = '10s'; SET statement_timeout = '120s'; SET idle_in_transaction_session_timeout = '60s'; \
+    SET lock_timeout = '10s'; SET statement_timeout = '120s'; SET idle_in_transaction_session_timeout = '15s'; \
     SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000; \
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET xmloption = content; SET lc_monetary = 'C'; \
     SET check_function_bodies = off; SET row_security = on";

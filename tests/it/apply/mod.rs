@@ -4,6 +4,7 @@ mod changes;
 mod conflicts;
 mod constraints;
 mod large;
+mod model;
 mod names;
 mod rig;
 mod speed;
