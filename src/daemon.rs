@@ -106,13 +106,14 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks) -> Result<()> {
         ended = tasks.watch() => return ended,
     };
     for (source, captured, surveyed) in channels.sources {
+        let captured_here = captured.is_some();
         if let Some(status) = captured {
             let name = format!("capture {}", source.name);
             let (queue, cancel) = (Arc::clone(&queue), tasks.token().clone());
             tasks.spawn(name, run_capture(source.clone(), config.queue.max_bytes, queue, cancel, status));
         }
         let name = format!("survey {}", source.name);
-        tasks.spawn(name, survey::run(source, Arc::clone(&queue), surveyed, tasks.token().clone()));
+        tasks.spawn(name, survey::run(source, Arc::clone(&queue), captured_here, surveyed, tasks.token().clone()));
     }
     for (replica, status) in channels.replicas {
         let name = format!("apply {}", replica.name);

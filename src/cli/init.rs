@@ -1,18 +1,20 @@
 //! `millstream init`: what a pair needs and is not there yet.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use clap::Args;
 
 use super::Exit;
 use super::output::print_line;
-use crate::config::Config;
+use crate::config::{Config, QueueKind};
 use crate::daemon::open_queue;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::preflight::init::{self, InitOptions, Line, Outcome};
 
 /// For `--help`.
 pub const EXAMPLE: &str = "\
 Examples:
-  millstream init --dry-run          the SQL, to read first
+  millstream init --dry-run          (the SQL, to read first)
   millstream init --replica reports";
 
 /// Arguments of `millstream init`.
@@ -30,6 +32,7 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
+    as_the_daemons_user(&config)?;
     let queue = open_queue(&config.queue)?;
     let options = InitOptions { source: arguments.source, replica: arguments.replica, dry_run: arguments.dry_run };
     let mut printed = Ok(());
@@ -60,4 +63,19 @@ pub(super) fn tell(line: Line) -> Result<()> {
         Line::Note(text) => format!("Note: {text}"),
         Line::Refused(text) => format!("Refused: {text}"),
     })
+}
+
+/// Files made by root in a folder of the daemon's user would keep the daemon out.
+pub(super) fn as_the_daemons_user(config: &Config) -> Result<()> {
+    let QueueKind::Embedded { folder } = &config.queue.kind else { return Ok(()) };
+    let Ok(owner) = std::fs::metadata(folder).map(|meta| meta.uid()) else { return Ok(()) };
+    if owner == 0 || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} belongs to the daemon's user (uid {owner}) and this is root, whose files the daemon could not write; run it as that user: \
+         sudo -u millstream millstream …",
+        folder.display()
+    );
+    Err(Error::new(ErrorKind::Config, message))
 }

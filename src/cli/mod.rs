@@ -41,15 +41,15 @@ enum Command {
     /// Looks at source, queue and replica: what is wrong, why it matters, and what mends it.
     #[command(after_help = check::EXAMPLE)]
     Check(check::Arguments),
+    /// Makes what is missing: publication, slot, ledger, tables on the replica. Safe to repeat, refuses rather than harms.
+    #[command(after_help = init::EXAMPLE)]
+    Init(init::Arguments),
     /// Asks the running daemon how its sources and replicas are.
     #[command(after_help = status::EXAMPLE)]
     Status(status::Arguments),
     /// Reads the log.
     #[command(subcommand, after_help = tail::EXAMPLE)]
     Log(Log),
-    /// Makes what is missing: publication, slot, ledger, tables on the replica. Safe to repeat, refuses rather than harms.
-    #[command(after_help = init::EXAMPLE)]
-    Init(init::Arguments),
     /// Says what a halt's code means and what to do; lists all codes without one. Needs nothing that runs.
     #[command(after_help = explain::EXAMPLE)]
     Explain(explain::Arguments),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::model::{self, Consumer, Halt, Positions, Replica, Retained, Source, Status, Stream};
+use super::survey::End;
 use super::{Control, ReplicaView, SourceView, rate_of};
 use crate::apply::ApplyStatus;
 use crate::apply::lag::now_us;
@@ -75,7 +76,8 @@ impl Control {
         };
         let apply = apply.borrow().clone();
         let rate = rate_of(&view.rate);
-        let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref());
+        let surveyed = self.sources.get(&view.source).and_then(|source| source.survey.borrow().end);
+        let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref(), surveyed);
         Replica {
             source: view.source.clone(),
             state: word(&apply.state),
@@ -142,14 +144,18 @@ fn is_caught_up(position: Option<Position>, end: &CaptureStatus) -> bool {
     position.is_some() && position >= end.appended
 }
 
-fn backlog(apply: &ApplyStatus, end: Option<&CaptureStatus>) -> (Option<u64>, Option<u64>) {
+fn backlog(apply: &ApplyStatus, end: Option<&CaptureStatus>, surveyed: Option<End>) -> (Option<u64>, Option<u64>) {
+    let (bytes, changes) = (apply.bytes_before, apply.changes_before);
+    let to =
+        |end_bytes: u64, end_changes: u64| (Some(end_bytes.saturating_sub(bytes)), Some(end_changes.saturating_sub(changes)));
     match end {
         Some(end) if is_caught_up(apply.position, end) => (Some(0), Some(0)),
-        Some(end) if end.number.is_some() && apply.number.is_some() => (
-            Some(end.bytes_total.saturating_sub(apply.bytes_before)),
-            Some(end.changes_total.saturating_sub(apply.changes_before)),
-        ),
-        _ => (None, None),
+        Some(end) if end.number.is_some() && apply.number.is_some() => to(end.bytes_total, end.changes_total),
+        _ => match surveyed {
+            Some(end) if apply.number >= Some(end.number) => (Some(0), Some(0)),
+            Some(end) if apply.number.is_some() => to(end.bytes_total, end.changes_total),
+            _ => (None, None),
+        },
     }
 }
 

@@ -8,9 +8,11 @@ use sqlx::Row as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::capture::publication_name;
 use crate::config::SourceConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::TableName;
+use crate::event::record::decode_frame;
+use crate::event::{QueueOffset, RecordKind, RecordNumber, TableName};
 use crate::postgres::sql::{Side, connect};
 use crate::preflight::tables::TablePatterns;
 use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
@@ -19,6 +21,8 @@ use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
 const QUEUE_EVERY: Duration = Duration::from_secs(5);
 /// Looks at the queue for each look at the source's catalog.
 const CATALOG_EACH: u32 = 12;
+/// The last record is there; a queue that does not hand it out in this time is asked again later.
+const LAST_WAIT: Duration = Duration::from_secs(3);
 /// A look that takes longer is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -29,8 +33,21 @@ pub struct Survey {
     pub consumers: BTreeMap<String, ConsumerProgress>,
     /// Bytes on disk.
     pub stored_bytes: Option<u64>,
+    /// The stream's end, where no capture of this process knows it.
+    pub end: Option<End>,
     /// Tables that match the patterns and are not in the publication.
     pub not_captured: Vec<String>,
+}
+
+/// The stream's end, from its last record. That one may be void: good enough to show, not to decide.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// Its number.
+    pub number: RecordNumber,
+    /// Bytes of all records.
+    pub bytes_total: u64,
+    /// Changes of all records before the last one.
+    pub changes_total: u64,
 }
 
 /// Looks until cancelled. A look that fails keeps what was seen before: the stages say louder what is wrong.
@@ -71,7 +88,7 @@ async fn look(config: &SourceConfig, queue: &Arc<dyn Queue>, out: &watch::Sender
     }
     match deadline(look_at_catalog(config)).await {
         Ok(tables) => {
-            let before = std::mem::take(&mut out.borrow().not_captured.clone());
+            let before = out.borrow().not_captured.clone();
             if let Some(table) = tables.iter().find(|table| !before.contains(table)) {
                 tracing::warn!(
                     source = config.name,
@@ -104,6 +121,18 @@ async fn look_at_queue(stream: &str, queue: &Arc<dyn Queue>) -> Result<(BTreeMap
     Ok((consumers, bounds.stored_bytes))
 }
 
+async fn look_at_end(stream: &str, queue: &Arc<dyn Queue>) -> Result<Option<End>> {
+    let Some(bounds) = queue.bounds(stream).await?.filter(|bounds| !bounds.is_empty()) else { return Ok(None) };
+    let mut reader = queue.reader(stream, QueueOffset(bounds.end.0.saturating_sub(1))).await?;
+    let Some(last) = reader.read(1, LAST_WAIT).await?.pop() else { return Ok(None) };
+    let bytes = last.bytes.len() as u64;
+    let (header, _) = decode_frame(last.bytes)?;
+    if header.kind == RecordKind::Fence {
+        return Ok(None);
+    }
+    Ok(Some(End { number: header.number, bytes_total: header.bytes_before + bytes, changes_total: header.changes_before }))
+}
+
 /// Ordinary tables and leaves of partitioned ones, and whether the publication lists them.
 const TABLES: &str = "
     SELECT n.nspname::text, c.relname::text
@@ -120,7 +149,7 @@ async fn look_at_catalog(config: &SourceConfig) -> Result<Vec<String>> {
     let patterns = TablePatterns::parse(&config.tables)?;
     let mut connection = connect(&config.connect, Side::Source, "millstream status").await?;
     let failed = |error: sqlx::Error| Error::new(ErrorKind::Connection, "cannot list the source's tables").with_source(error);
-    let publication = format!("millstream_{}", config.name);
+    let publication = publication_name(&config.name);
     let rows = sqlx::query(TABLES).bind(&publication).fetch_all(&mut connection).await.map_err(failed)?;
     let mut found = BTreeSet::new();
     for row in rows {

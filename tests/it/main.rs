@@ -6,6 +6,7 @@
 mod apply;
 mod capture;
 mod check;
+mod cli;
 mod conformance;
 mod copy;
 mod crash;

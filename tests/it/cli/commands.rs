@@ -1,0 +1,127 @@
+//! Help, exit codes, `explain`, closed pipes, roles.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use millstream::cli::{Cli, Exit};
+use millstream::halt::HaltCode;
+
+use super::NOWHERE;
+use crate::support::daemon::{Site, binary};
+use crate::support::wait::until;
+
+/// Every command that has a help page of its own.
+const COMMANDS: &[&[&str]] = &[&["run"], &["check"], &["init"], &["status"], &["log", "tail"], &["explain"]];
+
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(binary()).args(arguments).env_remove("MILLSTREAM_CONFIG").output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn every_help_has_an_example_that_the_program_takes() {
+    use clap::CommandFactory as _;
+    for command in COMMANDS {
+        let (code, help, _) = run(&[command, &["--help"][..]].concat());
+        assert_eq!(code, Some(0), "{command:?}");
+        let mut examples = 0;
+        for line in help.lines().filter(|line| line.trim_start().starts_with("millstream ")) {
+            let line = line.split('|').next().unwrap_or_default().split("  (").next().unwrap_or_default();
+            let words: Vec<String> = line.trim().split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect();
+            Cli::command().try_get_matches_from(&words).unwrap_or_else(|error| panic!("{line}: {error}"));
+            examples += 1;
+        }
+        assert!(examples > 0, "{command:?} has no example:\n{help}");
+    }
+}
+
+#[test]
+fn help_and_documentation_list_every_exit_code() {
+    let (code, help, _) = run(&["--help"]);
+    assert_eq!(code, Some(0));
+    let operations = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    for exit in Exit::ALL {
+        let number = exit as u8;
+        assert!(help.lines().any(|line| line.trim_start().starts_with(&format!("{number} "))), "{number} in --help");
+        assert!(operations.contains(&format!("| {number} |")), "{number} in docs/operations.md");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_2() {
+    for arguments in
+        [&["nonsense"][..], &["run", "--password=x"], &["run", "--roles", "juggle"], &["log"], &["explain", "no_such"], &[]]
+    {
+        let (code, _, complaint) = run(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}");
+        assert!(!complaint.is_empty() && !complaint.contains("panicked"), "{complaint}");
+    }
+    assert_eq!(run(&["--version"]).0, Some(0));
+}
+
+#[test]
+fn every_code_is_explained_offline_and_in_the_documentation() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/halts.md")).unwrap();
+    let (code, list, _) = run(&["explain"]);
+    assert_eq!(code, Some(0));
+    for halt in HaltCode::ALL {
+        let explanation = halt.explain();
+        assert!(explanation.meaning.len() > 20 && explanation.remedy.len() > 20, "{halt} has no meaning or remedy");
+        let (code, text, _) = run(&["explain", halt.as_str()]);
+        assert_eq!(code, Some(0));
+        let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(plain(&text).contains(explanation.remedy), "{halt}: {text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(list.contains(halt.as_str()), "{halt} is not in the list");
+        let section = page.split("\n## ").find(|section| section.starts_with(&format!("`{halt}`")));
+        let section = section.unwrap_or_else(|| panic!("{halt} has no place in docs/halts.md"));
+        assert!(
+            section.contains(explanation.meaning) && section.contains(explanation.remedy),
+            "docs/halts.md differs from halt.rs at {halt}"
+        );
+        let after = if halt.mendable() { "Tried again" } else { "Stays" };
+        assert!(section.contains(after), "docs/halts.md: {halt}");
+    }
+    let sections = page.matches("\n## `").count();
+    assert_eq!(sections, HaltCode::ALL.len(), "docs/halts.md has codes that halt.rs has not");
+    let (_, json, _) = run(&["explain", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), HaltCode::ALL.len());
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    for arguments in [&["explain"][..], &["--help"], &["explain", "--json"]] {
+        let mut child = Command::new(binary()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_cannot_be_are_refused() {
+    let site = Site::new(NOWHERE);
+    for (roles, says) in [("capture", "needs a Kafka queue"), ("capture,archive", "has no archive")] {
+        let outcome = site.run(&["run", "--roles", roles]).await;
+        assert_eq!(outcome.code, Some(78), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_starts_while_its_databases_are_down_says_so_and_stops_cleanly() {
+    let site = Site::new(NOWHERE);
+    let daemon = site.start();
+    until("/healthz", Duration::from_secs(20), async || site.get("/healthz").await.is_ok_and(|(code, _)| code == 200)).await;
+    let (code, reasons) = site.get("/readyz").await.unwrap();
+    assert_eq!(code, 503);
+    assert!(reasons.contains("source shop") && reasons.contains("replica reports"), "{reasons}");
+    assert_eq!(site.run(&["status"]).await.code, Some(1));
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let outcome = site.run(&["status"]).await;
+    assert_eq!(outcome.code, Some(3));
+    assert!(outcome.stderr.contains("no daemon answers at http://127.0.0.1:"), "{}", outcome.stderr);
+}

@@ -1,0 +1,181 @@
+//! `millstream log tail` over a log that this test writes itself, in an embedded queue.
+
+use bytes::BytesMut;
+use millstream::event::{
+    Body, Cell, Change, Column, Epoch, Fence, Genesis, History, Identity, Lsn, Nonce, Part, Position, Progress, Record,
+    RecordHeader, RecordKind, RecordNumber, Row, SchemaId, SlotStart, StreamId, TableName, TableSchema, TransactionBatch,
+    TransactionHeader, Xid, write_change, write_transaction,
+};
+use millstream::queue::embedded::EmbeddedQueue;
+use millstream::queue::{Queue, QueueWriter, Ticket};
+
+use super::NOWHERE;
+use crate::support::daemon::Site;
+
+/// Writes a log as capture does.
+struct Author {
+    writer: Box<dyn QueueWriter>,
+    epoch: u64,
+    number: u64,
+    tickets: u64,
+}
+
+impl Author {
+    async fn new(site: &Site) -> Self {
+        let queue = EmbeddedQueue::open(&site.folder().join("queue")).unwrap();
+        queue.create("shop").await.unwrap();
+        let writer = queue.writer("shop").await.unwrap();
+        let mut author = Self { writer, epoch: 0, number: 0, tickets: 0 };
+        author.fence().await;
+        let history =
+            History { system_identifier: 1, timeline: 1, lineage: Vec::new(), database: "shop".into(), slot: "s".into() };
+        author.give(Body::Genesis(Genesis { source: "shop".into(), history })).await;
+        author.give(Body::SlotStart(SlotStart { position: Position::Lsn(Lsn(0x10)) })).await;
+        author.give(Body::Schema(schema(1, "orders"))).await;
+        author.give(Body::Schema(schema(2, "notes"))).await;
+        author
+    }
+
+    async fn fence(&mut self) {
+        self.epoch += 1;
+        let fence = Fence { epoch: Epoch(self.epoch), nonce: Nonce(self.epoch), holder: "test".into(), version: "0".into() };
+        self.append(0, 0, Body::Fence(fence)).await;
+    }
+
+    async fn give(&mut self, body: Body) {
+        self.number += 1;
+        self.append(self.number, 1, body).await;
+    }
+
+    async fn append(&mut self, number: u64, base: u64, body: Body) {
+        let header = RecordHeader {
+            kind: body.kind(),
+            stream: StreamId(7),
+            number: RecordNumber(number),
+            epoch: Epoch(self.epoch),
+            nonce: Nonce(self.epoch),
+            base: RecordNumber(base),
+            bytes_before: 0,
+            changes_before: 0,
+            written_at_us: 1_700_000_000_000_000,
+        };
+        assert!(number > 0 || header.kind == RecordKind::Fence);
+        self.writer.append(Record { header, body }.encode()).await.unwrap();
+        self.tickets += 1;
+        while self.writer.durable_past(Ticket(self.tickets - 1)).await.unwrap().ticket < Ticket(self.tickets) {}
+    }
+
+    async fn transaction(&mut self, lsn: u64, changes: &[Change]) {
+        let mut bytes = BytesMut::new();
+        write_transaction(&header(lsn), changes.len() as u64, &stream(changes), &mut bytes);
+        self.give(Body::Transactions(TransactionBatch { bytes: bytes.freeze() })).await;
+    }
+
+    async fn part(&mut self, lsn: u64, index: u32, last: bool, bytes: &[u8]) {
+        let part = Part {
+            header: header(lsn),
+            index,
+            last,
+            change_count: 2,
+            total_bytes: 0,
+            bytes: bytes::Bytes::copy_from_slice(bytes),
+        };
+        self.give(Body::Part(part)).await;
+    }
+}
+
+fn header(lsn: u64) -> TransactionHeader {
+    TransactionHeader {
+        xid: Xid(lsn),
+        position: Position::Lsn(Lsn(lsn)),
+        commit_lsn: Lsn(lsn - 1),
+        commit_time_us: 1_600_000_000_000_000 + i64::try_from(lsn).unwrap() * 1_000_000,
+        origin: None,
+    }
+}
+
+fn stream(changes: &[Change]) -> BytesMut {
+    let (mut out, mut scratch) = (BytesMut::new(), BytesMut::new());
+    changes.iter().for_each(|change| write_change(change, &mut out, &mut scratch));
+    out
+}
+
+fn schema(id: u32, name: &str) -> TableSchema {
+    let column = |name: &str, type_oid, key| Column {
+        name: name.into(),
+        type_name: String::new(),
+        type_oid,
+        type_modifier: -1,
+        identity: key,
+        primary_key: key,
+    };
+    let columns = vec![column("id", 23, true), column("text", 25, false)];
+    TableSchema { id: SchemaId(id), table: TableName::new("public", name), source_oid: id, identity: Identity::Default, columns }
+}
+
+fn insert(table: u32, id: &str) -> Change {
+    let new: Row = [Cell::Value(id.as_bytes()), Cell::Value(b"x")].into_iter().collect();
+    Change::Insert { table: SchemaId(table), new }
+}
+
+async fn ids(site: &Site, more: &[&str]) -> Vec<i64> {
+    let out = site.must(&[&["log", "tail", "shop", "--no-follow"], more].concat()).await;
+    let objects = out.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    objects.map(|object| object["after"]["id"].as_i64().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn places_filters_and_limits_choose_what_is_shown() {
+    let site = Site::new(NOWHERE);
+    let mut author = Author::new(&site).await;
+    author.transaction(0x100, &[insert(1, "1"), insert(2, "2")]).await;
+    author.transaction(0x200, &[insert(1, "3")]).await;
+    let progress = Progress { position: Position::Lsn(Lsn(0x280)), source_time_us: 0, heartbeat: true };
+    author.give(Body::Progress(progress)).await;
+    author.transaction(0x300, &[insert(2, "4")]).await;
+
+    let none: [i64; 0] = [];
+    assert_eq!(ids(&site, &["--from", "beginning"]).await, [1, 2, 3, 4]);
+    assert_eq!(ids(&site, &["--from", "0/100"]).await, [3, 4]);
+    assert_eq!(ids(&site, &["--from", "0/2FF"]).await, [4]);
+    assert_eq!(ids(&site, &["--from", "now"]).await, none);
+    // 1,600,000,000 s and 0x200 s.
+    assert_eq!(ids(&site, &["--from", "2020-09-13T12:35:12Z"]).await, [3, 4]);
+    assert_eq!(ids(&site, &["--from", "beginning", "--table", "public.orders"]).await, [1, 3]);
+    assert_eq!(ids(&site, &["--from", "beginning", "--table", "public.*", "--table", "!public.orders"]).await, [2, 4]);
+    assert_eq!(ids(&site, &["--from", "beginning", "--key", "id=3"]).await, [3]);
+    assert_eq!(ids(&site, &["--from", "beginning", "--key", "2", "--key", "text=x"]).await, [2]);
+    assert_eq!(ids(&site, &["--from", "beginning", "--limit", "3"]).await, [1, 2, 3]);
+    let limited = site.must(&["log", "tail", "shop", "--from", "beginning", "--limit", "1"]).await;
+    assert_eq!(limited.lines().count(), 1, "the limit ends it without --no-follow");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_is_shown_once_and_not_when_a_fence_voids_its_parts() {
+    let site = Site::new(NOWHERE);
+    let mut author = Author::new(&site).await;
+    let changes = stream(&[insert(1, "1"), insert(1, "2")]);
+    let (first, second) = changes.split_at(5);
+    author.part(0x100, 0, false, first).await;
+    author.fence().await;
+    author.number -= 1;
+    author.part(0x100, 0, false, first).await;
+    author.part(0x100, 1, true, second).await;
+    assert_eq!(ids(&site, &["--from", "beginning"]).await, [1, 2]);
+    assert_eq!(ids(&site, &["--from", "beginning", "--limit", "1"]).await, [1]);
+    assert_eq!(ids(&site, &["--from", "0/100"]).await, [0_i64; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_said() {
+    let site = Site::new(NOWHERE);
+    let outcome = site.run(&["log", "tail", "shop"]).await;
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("millstream init"), "{}", outcome.stderr);
+    let outcome = site.run(&["log", "tail", "shpo"]).await;
+    assert_eq!(outcome.code, Some(78));
+    assert!(outcome.stderr.contains("it has shop"), "{}", outcome.stderr);
+    let outcome = site.run(&["log", "tail", "shop", "--from", "yesterday"]).await;
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.contains("16/B374D848"), "{}", outcome.stderr);
+}
