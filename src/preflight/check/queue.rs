@@ -14,20 +14,32 @@ const UNSAFE_FILE_SYSTEMS: &[(i64, &str)] =
 pub fn check_embedded(queue: &QueueConfig) -> Option<Findings> {
     let QueueKind::Embedded { folder } = &queue.kind else { return None };
     let mut findings = Findings::new(Side::Queue, "embedded");
-    if !folder.is_dir() {
-        let remedy = Remedy::at(Place::Shell, format!("install -d -m 0750 -o millstream -g millstream {}", shell_quote(folder)));
-        findings.error("folder", format!("there is no folder {}", folder.display()), "the log waits in it", Some(remedy));
+    // What is not there yet is made by init, in the nearest folder above that is.
+    let Some(nearest) = folder.ancestors().find(|path| path.is_dir()) else { return Some(findings) };
+    if let Err(error) = tempfile::tempfile_in(nearest) {
+        let path = shell_quote(folder);
+        let remedy = Remedy::at(Place::Shell, format!("install -d -m 0750 -o millstream -g millstream {path}"));
+        findings.error(
+            "folder",
+            format!("cannot write into {}: {error}", nearest.display()),
+            "the log waits in it",
+            Some(remedy),
+        );
         return Some(findings);
     }
-    if let Err(error) = tempfile::tempfile_in(folder) {
-        let remedy = Remedy::at(Place::Shell, format!("chown -R millstream:millstream {}", shell_quote(folder)));
-        findings.error("folder", format!("cannot write into {}: {error}", folder.display()), "the log waits in it", Some(remedy));
-        return Some(findings);
-    }
-    findings.ok("folder", folder.display().to_string());
+    let folder = nearest;
+    findings.ok("folder", queue_folder(queue));
     file_system(&mut findings, folder);
     room(&mut findings, folder, queue.max_bytes);
     Some(findings)
+}
+
+fn queue_folder(queue: &QueueConfig) -> String {
+    match &queue.kind {
+        QueueKind::Embedded { folder } if folder.is_dir() => folder.display().to_string(),
+        QueueKind::Embedded { folder } => format!("{} (init makes it)", folder.display()),
+        QueueKind::Kafka { brokers, .. } => brokers.clone(),
+    }
 }
 
 fn file_system(findings: &mut Findings, folder: &Path) {
