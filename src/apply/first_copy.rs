@@ -22,6 +22,13 @@ pub type Schemas = HashMap<SchemaId, Arc<TableSchema>>;
 /// Brings a replica's tables from nothing to where the log can be replayed over them.
 #[async_trait]
 pub trait FirstCopy: Send + Sync + 'static {
+    /// True when the ledger has tables whose copy has not begun: a later `init` added them. The applier starts over then, so that
+    /// [`Self::prepare`] loads them.
+    ///
+    /// # Errors
+    /// Those of the replica.
+    async fn wanted(&self) -> Result<bool>;
+
     /// Loads every chunk that is not loaded yet. Called by the applier that holds the replica's lock and apply epoch, before it
     /// reads the log; called again after every reconnection. Each of its replica transactions must hold the epoch
     /// (`ledger::hold_epoch`).

@@ -8,6 +8,7 @@
 //! replay of the log behind it need of each other.
 
 pub mod compact;
+pub mod copy;
 pub mod first_copy;
 pub mod lag;
 pub mod merge;

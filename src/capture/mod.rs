@@ -35,6 +35,7 @@
 //! | [`append`] | changes to records, records to the queue, what is durable |
 //! | [`upkeep`] | hint, fullness, trimming |
 //! | [`heartbeat`], [`retention`] | beside the stream |
+//! | [`snapshot`] | for a first copy: what a table is, its chunks, reading them |
 //! | [`postgres`] | the source's protocol, slot and catalog |
 //!
 //! # A kill, worked
@@ -67,6 +68,7 @@ mod model;
 pub mod postgres;
 pub mod recover;
 pub mod retention;
+pub mod snapshot;
 pub mod spill;
 pub mod status;
 mod supervise;

@@ -1,0 +1,90 @@
+//! The end of a first copy: deferred keys and indexes are built, then every table goes live in one replica transaction.
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+
+use super::progress::{CopyPhase, Meter};
+use super::{PostgresCopy, connect_replica, state};
+use crate::config::ReplicaConfig;
+use crate::error::{Context, Error, Result};
+use crate::event::ApplyEpoch;
+use crate::failpoint;
+use crate::postgres::sql::{Side, classify, quote_table};
+use crate::replica::postgres::ledger::hold_epoch;
+
+/// What is left to do once the replay has passed the last snapshot.
+pub(super) struct Finish {
+    replica: ReplicaConfig,
+    epoch: ApplyEpoch,
+    meter: Meter,
+}
+
+impl Finish {
+    pub(super) fn new(copy: &PostgresCopy, epoch: ApplyEpoch) -> Self {
+        Self { replica: copy.replica.clone(), epoch, meter: copy.meter.clone() }
+    }
+
+    /// Does it. Killed in between, it goes on behind the last statement that was committed.
+    pub(super) async fn run(&self) -> Result<()> {
+        let mut replica = connect_replica(&self.replica).await?;
+        let tables = state::tables(&mut replica, &self.replica.name).await?;
+        self.build(&mut replica).await?;
+        failpoint::hit("copy.indexes_built")?;
+        for table in &tables {
+            // Without statistics the applier's and the application's first statements would be planned blindly.
+            let analyze = format!("ANALYZE {}", quote_table(&table.table));
+            replica.execute(AssertSqlSafe(analyze)).await.map_err(fail).at(|| format!("table {}", table.table))?;
+        }
+        failpoint::hit("copy.going_live")?;
+        self.go_live(&mut replica).await?;
+        tracing::info!(replica = self.replica.name, tables = tables.len(), "the first copy is complete: its tables are live");
+        self.meter.phase(CopyPhase::None);
+        Ok(())
+    }
+
+    async fn build(&self, replica: &mut PgConnection) -> Result<()> {
+        let rows = sqlx::query(
+            "SELECT ordinal, table_schema, table_name, statement FROM millstream.deferred_ddl WHERE replica = $1 AND NOT done \
+             ORDER BY array_position(ARRAY['index', 'unique', 'other', 'foreign_key'], kind), ordinal",
+        )
+        .bind(&self.replica.name)
+        .fetch_all(&mut *replica)
+        .await
+        .map_err(fail)?;
+        let all = rows.len() as u64;
+        for (built, row) in rows.iter().enumerate() {
+            self.meter.building(built as u64, all);
+            let (ordinal, schema, table, statement): (i32, String, String, String) =
+                (row.get(0), row.get(1), row.get(2), row.get(3));
+            let mut transaction = replica.begin().await.map_err(fail)?;
+            hold_epoch(&mut transaction, &self.replica.name, self.epoch).await?;
+            let run = transaction.execute(AssertSqlSafe(statement.as_str())).await;
+            run.map_err(fail).at(|| format!("table {schema}.{table}, building what was put off: {statement}"))?;
+            sqlx::query("UPDATE millstream.deferred_ddl SET done = true WHERE replica = $1 AND ordinal = $2")
+                .bind(&self.replica.name)
+                .bind(ordinal)
+                .execute(&mut *transaction)
+                .await
+                .map_err(fail)?;
+            transaction.commit().await.map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// I4: together.
+    async fn go_live(&self, replica: &mut PgConnection) -> Result<()> {
+        let mut transaction = replica.begin().await.map_err(fail)?;
+        hold_epoch(&mut transaction, &self.replica.name, self.epoch).await?;
+        for sql in [
+            "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp() WHERE replica = $1 AND state = 'catching_up'",
+            "DELETE FROM millstream.copy_chunk WHERE replica = $1",
+            "DELETE FROM millstream.deferred_ddl WHERE replica = $1 AND done",
+        ] {
+            sqlx::query(sql).bind(&self.replica.name).execute(&mut *transaction).await.map_err(fail)?;
+        }
+        transaction.commit().await.map_err(fail)
+    }
+}
+
+fn fail(error: sqlx::Error) -> Error {
+    classify(error, Side::Replica)
+}

@@ -1,0 +1,268 @@
+//! The first copy of a PostgreSQL replica's tables: chunks straight from the source, then the log replayed over them.
+//!
+//! # Invariant
+//!
+//! For every key of a copied table, the replica holds what that key's chunk snapshot saw, changed by exactly the log's
+//! transactions that the snapshot does not see, in commit order. A key's writers wait for each other, so those that a snapshot
+//! sees are the first ones of the log's order: no insert meets a row and no update misses one.
+//!
+//! # Progression of a table (`millstream.copied_table.state`, durable)
+//!
+//! ```text
+//!  pending ──plan──► copying ──last chunk──► catching_up ──past the last snapshot, keys and indexes built──► live
+//!     ▲                │  definition changed     │  definition changed, or a TRUNCATE
+//!     └────────────────┴──── emptied ────────────┘  that only some chunks see
+//! ```
+//!
+//! A chunk is stored in the same replica transaction as its rows, so a kill repeats at most the chunks that were in flight. The plan
+//! is stored before the first chunk. Tables become live together, in one replica transaction.
+//!
+//! # Order that matters
+//!
+//! 1. The consumer's place in the log (its ledger's cursor) stands before anything here begins, and does not move until every chunk is loaded.
+//! 2. The publication holds the tables; then one snapshot is taken, and no chunk is read before every transaction in
+//!    progress in it has ended: a commit can be in the log, before the cursor, and not yet be visible; and what a transaction
+//!    wrote before its table was published never comes.
+//! 3. Chunks ([`crate::capture::snapshot`]).
+//! 4. The replay, from the cursor, through [`replay::Replay`].
+//! 5. At the first commit at or past the highest insert LSN that was read after any chunk's snapshot, every transaction that any
+//!    snapshot sees has come by, so the tables are at one commit boundary: deferred keys are built, the tables go live.
+//!
+//! Worked: chunk A is read at snapshot 100:103:101, chunk B later at 105:105:. Transaction 101 moves a row from A's range to B's.
+//! A does not see it, B does. Replay of 101: the old half is A's and not seen, the row is deleted; the new half is B's and seen, dropped.
+//!
+//! Tables added later are copied by the same steps while the replica's applier pauses; other replicas go on.
+//!
+//! Rejected: *LSN watermarks* (visibility order is not LSN order; rows are lost). *A reader of its own for tables added later*: two appliers of one
+//! replica would have to meet in one transaction; the pause costs freshness, not safety. *Emptying only the chunks that do not
+//! see a TRUNCATE*: their ranges would be judged by the replica's collations.
+
+mod finish;
+mod keys;
+mod load;
+mod progress;
+mod replay;
+mod state;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::{Executor, PgConnection};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{CatchUp, FirstCopy};
+use crate::capture::begin::publication_name;
+use crate::capture::snapshot::TableReader;
+use crate::config::{ReplicaConfig, SourceConfig};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::{ApplyEpoch, TableName, Xid};
+use crate::failpoint;
+use crate::halt::HaltCode;
+use crate::postgres::sql::{Side, classify, connect};
+use crate::preflight::init::{publication, slot};
+use crate::replica::postgres::ledger::CopyState;
+
+pub use progress::{CopyPhase, CopyProgress};
+use progress::Meter;
+use state::CopyTable;
+
+const APPLICATION: &str = "millstream copy";
+/// Between two looks at transactions that are waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Copies the tables of one replica.
+pub struct PostgresCopy {
+    source: SourceConfig,
+    replica: ReplicaConfig,
+    /// What the replay found that cannot be done while a replica transaction may be open. Lost in a crash, and then found again.
+    todo: Arc<Mutex<Vec<Todo>>>,
+    meter: Meter,
+}
+
+/// Work for between two replays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Todo {
+    /// A table's copy begins again.
+    Restart { table: TableName, why: String },
+    /// A key is read again, now that a transaction is visible: as a chunk of its own.
+    Reread { table: TableName, key: Vec<String>, after: Xid },
+}
+
+impl PostgresCopy {
+    /// For one pair. The receiver tells how far it is.
+    #[must_use]
+    pub fn new(source: SourceConfig, replica: ReplicaConfig) -> (Arc<Self>, watch::Receiver<CopyProgress>) {
+        let (meter, receiver) = Meter::new(source.copy_max_bytes_per_second);
+        (Arc::new(Self { source, replica, todo: Arc::default(), meter }), receiver)
+    }
+
+    async fn replica(&self) -> Result<PgConnection> {
+        connect_replica(&self.replica).await
+    }
+
+    /// Tables that are not live, each looked at again: a definition that changed meanwhile sends it back to `pending`.
+    async fn tables(&self, replica: &mut PgConnection, reader: &mut TableReader, epoch: ApplyEpoch) -> Result<Vec<CopyTable>> {
+        let name = &self.replica.name;
+        let mut tables = state::tables(replica, name).await?;
+        if state::finishing(replica, name).await? {
+            return Ok(tables);
+        }
+        for table in tables.iter_mut().filter(|t| t.state != CopyState::Pending) {
+            let now = reader.shape(&table.table).await?;
+            if table.began_as(&now) {
+                table.shape = Some(now);
+            } else {
+                self.restart(replica, epoch, &table.table, "its definition at the source has changed").await?;
+                *table = CopyTable::pending(table.table.clone());
+            }
+        }
+        Ok(tables)
+    }
+
+    async fn restart(&self, replica: &mut PgConnection, epoch: ApplyEpoch, table: &TableName, why: &str) -> Result<()> {
+        tracing::warn!(replica = self.replica.name, %table, why, "the table's first copy starts again");
+        state::restart(replica, &self.replica.name, epoch, table).await.at(|| format!("table {table}"))
+    }
+
+    /// What the last replay left.
+    async fn settle(&self, replica: &mut PgConnection, reader: &mut TableReader, epoch: ApplyEpoch) -> Result<()> {
+        let left = std::mem::take(&mut *self.todo.lock().unwrap_or_else(PoisonError::into_inner));
+        for todo in &left {
+            if let Todo::Restart { table, why } = todo {
+                self.restart(replica, epoch, table, why).await?;
+            }
+        }
+        let restarted = |name: &TableName| left.iter().any(|t| matches!(t, Todo::Restart { table, .. } if table == name));
+        for todo in &left {
+            match todo {
+                Todo::Reread { table, key, after } if !restarted(table) => {
+                    self.wait_visible(reader, *after).await?;
+                    load::reread(&self.replica.name, replica, reader, epoch, table, key).await?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A commit can be in the log before it is visible.
+    async fn wait_visible(&self, reader: &mut TableReader, xid: Xid) -> Result<()> {
+        while !reader.current_snapshot().await?.sees(xid) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    async fn check_published(&self, source: &mut PgConnection, tables: &[CopyTable]) -> Result<()> {
+        let name = publication_name(&self.source.name);
+        let published = publication::read(source, &name).await?.map(|p| p.tables).unwrap_or_default();
+        match tables.iter().find(|t| !published.contains(&t.table)) {
+            None => Ok(()),
+            Some(missing) => Err(Error::halt(
+                HaltCode::SourceMisconfigured,
+                format!("table {} is to be copied and publication {name} does not have it; run `millstream init` again", missing.table),
+            )),
+        }
+    }
+
+    /// Waits until every transaction that is in progress now has ended (order 2 above).
+    async fn barrier(&self, source: &mut PgConnection, reader: &mut TableReader) -> Result<()> {
+        let first = reader.current_snapshot().await?;
+        loop {
+            let now = reader.current_snapshot().await?;
+            let left: Vec<i64> =
+                first.in_progress.iter().filter(|x| !now.sees(**x)).map(|x| x.0.cast_signed()).collect();
+            if left.is_empty() {
+                self.meter.waiting_for(None);
+                return Ok(());
+            }
+            let named = slot::blockers(source, Some(&left), 0).await?.into_iter().next();
+            self.meter.waiting_for(named.map(|blocker| blocker.to_string()));
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn plan(
+        &self,
+        replica: &mut PgConnection,
+        source: &mut PgConnection,
+        reader: &mut TableReader,
+        epoch: ApplyEpoch,
+        tables: &[CopyTable],
+    ) -> Result<()> {
+        let pending: Vec<&TableName> = tables.iter().filter(|t| t.state == CopyState::Pending).map(|t| &t.table).collect();
+        if pending.is_empty() {
+            return Ok(());
+        }
+        self.meter.phase(CopyPhase::Waiting);
+        self.barrier(source, reader).await?;
+        self.meter.phase(CopyPhase::Planning);
+        for table in pending {
+            let plan = reader.plan(table, self.source.copy_chunk_rows).await.at(|| format!("table {table}"))?;
+            state::store_plan(replica, &self.replica.name, epoch, &plan).await.at(|| format!("table {table}"))?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl FirstCopy for PostgresCopy {
+    async fn wanted(&self) -> Result<bool> {
+        let mut replica = self.replica().await?;
+        Ok(state::tables(&mut replica, &self.replica.name).await?.iter().any(|t| t.state == CopyState::Pending))
+    }
+
+    async fn prepare(&self, epoch: ApplyEpoch, cancel: &CancellationToken) -> Result<Option<Box<dyn CatchUp>>> {
+        let name = &self.replica.name;
+        let mut replica = self.replica().await?;
+        if state::tables(&mut replica, name).await?.is_empty() {
+            self.meter.phase(CopyPhase::None);
+            return Ok(None);
+        }
+        failpoint::hit("copy.registered")?;
+        let mut source = connect(&self.source.connect, Side::Source, APPLICATION).await?;
+        let mut reader = TableReader::connect(&self.source.connect).await?;
+        self.settle(&mut replica, &mut reader, epoch).await?;
+        loop {
+            let tables = self.tables(&mut replica, &mut reader, epoch).await?;
+            self.check_published(&mut source, &tables).await?;
+            self.plan(&mut replica, &mut source, &mut reader, epoch, &tables).await?;
+            let changed = load::load_all(self, epoch, cancel, &mut replica).await?;
+            if changed.is_empty() {
+                break;
+            }
+            for table in changed {
+                self.restart(&mut replica, epoch, &table, "its definition at the source has changed").await?;
+            }
+        }
+        state::all_loaded(&mut replica, name, epoch).await?;
+        let finishing = state::finishing(&mut replica, name).await?;
+        let mut tables = Vec::new();
+        for mut table in state::tables(&mut replica, name).await? {
+            let shape = reader.shape(&table.table).await?;
+            if !finishing && !table.began_as(&shape) {
+                let message = format!("the definition of {} has just changed", table.table);
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+            table.shape = Some(shape);
+            tables.push((state::chunks(&mut replica, name, &table.table).await?, table));
+        }
+        self.meter.phase(CopyPhase::CatchingUp);
+        let replay = replay::Replay::new(self, epoch, tables)?;
+        tracing::info!(replica = name, until = %replay.target(), "every chunk is loaded; the log is replayed over them");
+        Ok(Some(Box::new(replay)))
+    }
+}
+
+/// Opens a connection to the replica on which, where the role may, triggers and foreign keys do not fire.
+async fn connect_replica(config: &ReplicaConfig) -> Result<PgConnection> {
+    let mut connection = connect(&config.connect, Side::Replica, APPLICATION).await?;
+    match connection.execute("SET session_replication_role = replica").await {
+        Ok(_) => {}
+        Err(e) if e.as_database_error().and_then(|d| d.code()).is_some_and(|code| code == "42501") => {}
+        Err(e) => return Err(classify(e, Side::Replica)),
+    }
+    Ok(connection)
+}

@@ -1,0 +1,298 @@
+//! The ledger's rows of a first copy: tables, chunks, what is deferred. Every change holds the apply epoch (I8).
+
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+
+use super::progress::CopyProgress;
+use crate::capture::snapshot::{ChunkMoment, KeyRange, TablePlan, TableShape};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{ApplyEpoch, Lsn, TableName, TableSchema};
+use crate::halt::HaltCode;
+use crate::postgres::sql::{Side, classify, quote_table};
+use crate::replica::postgres::ledger::{CopyState, hold_epoch};
+
+/// A table that is not live.
+#[derive(Clone, Debug)]
+pub(super) struct CopyTable {
+    pub(super) table: TableName,
+    pub(super) state: CopyState,
+    /// Version and key that the copy was begun with.
+    began: Option<(TableSchema, Vec<String>)>,
+    /// What it is now, when that is the same.
+    pub(super) shape: Option<TableShape>,
+}
+
+impl CopyTable {
+    pub(super) fn pending(table: TableName) -> Self {
+        Self { table, state: CopyState::Pending, began: None, shape: None }
+    }
+
+    /// True when a shape is the one that the copy was begun with.
+    pub(super) fn began_as(&self, shape: &TableShape) -> bool {
+        self.began.as_ref().is_some_and(|(schema, key)| {
+            shape.fits(schema) && shape.key.iter().map(|k| &k.name).eq(key.iter())
+        })
+    }
+}
+
+/// A chunk as the ledger has it.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub(super) number: i32,
+    pub(super) range: KeyRange,
+    /// When it was read; `None` while it is not loaded.
+    pub(super) moment: Option<ChunkMoment>,
+}
+
+fn fail(error: sqlx::Error) -> Error {
+    classify(error, Side::Replica)
+}
+
+fn get<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(row: &'r PgRow, index: usize) -> Result<T> {
+    row.try_get(index).map_err(|error| damaged("a column of the copy's ledger does not hold what it should").with_source(error))
+}
+
+fn damaged(message: impl Into<String>) -> Error {
+    Error::halt(HaltCode::LedgerDamaged, message)
+}
+
+/// Tables that are not live, by name.
+pub(super) async fn tables(replica: &mut PgConnection, name: &str) -> Result<Vec<CopyTable>> {
+    let rows = sqlx::query(
+        "SELECT table_schema, table_name, state, table_version, key_columns FROM millstream.copied_table \
+         WHERE replica = $1 AND state <> 'live' ORDER BY table_schema, table_name",
+    )
+    .bind(name)
+    .fetch_all(replica)
+    .await
+    .map_err(fail)?;
+    rows.iter()
+        .map(|row| {
+            let version = get::<Option<Json<TableSchema>>>(row, 3)?.map(|json| json.0);
+            let key = get::<Option<Vec<String>>>(row, 4)?.unwrap_or_default();
+            let state = match get::<String>(row, 2)?.as_str() {
+                "pending" => CopyState::Pending,
+                "copying" => CopyState::Copying,
+                _ => CopyState::CatchingUp,
+            };
+            let table = TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?);
+            Ok(CopyTable { table, state, began: version.map(|v| (v, key)), shape: None })
+        })
+        .collect()
+}
+
+/// A table's chunks in order.
+pub(super) async fn chunks(replica: &mut PgConnection, name: &str, table: &TableName) -> Result<Vec<Chunk>> {
+    let rows = sqlx::query(
+        "SELECT chunk, lower, upper, snapshot, insert_lsn::text FROM millstream.copy_chunk \
+         WHERE replica = $1 AND table_schema = $2 AND table_name = $3 ORDER BY chunk",
+    )
+    .bind(name)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .fetch_all(replica)
+    .await
+    .map_err(fail)?;
+    rows.iter()
+        .map(|row| {
+            let moment = match (get::<Option<String>>(row, 3)?, get::<Option<String>>(row, 4)?) {
+                (Some(snapshot), Some(lsn)) => Some(ChunkMoment { snapshot: snapshot.parse()?, insert_lsn: lsn.parse()? }),
+                (None, None) => None,
+                _ => return Err(damaged(format!("a chunk of {table} has a snapshot or an LSN alone"))),
+            };
+            Ok(Chunk { number: get(row, 0)?, range: KeyRange { lower: get(row, 1)?, upper: get(row, 2)? }, moment })
+        })
+        .collect()
+}
+
+/// True when deferred keys are being built: the replay has passed the last snapshot already.
+pub(super) async fn finishing(replica: &mut PgConnection, name: &str) -> Result<bool> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM millstream.deferred_ddl WHERE replica = $1 AND done)")
+        .bind(name)
+        .fetch_one(replica)
+        .await
+        .map_err(fail)
+}
+
+/// Stores a table's plan: from then on its copy has begun.
+pub(super) async fn store_plan(replica: &mut PgConnection, name: &str, epoch: ApplyEpoch, plan: &TablePlan) -> Result<()> {
+    let table = &plan.shape.schema.table;
+    let mut transaction = replica.begin().await.map_err(fail)?;
+    hold_epoch(&mut transaction, name, epoch).await?;
+    let holds = format!("SELECT EXISTS (SELECT 1 FROM ONLY {})", quote_table(table));
+    if sqlx::query_scalar::<_, bool>(AssertSqlSafe(holds)).fetch_one(&mut *transaction).await.map_err(fail)? {
+        let message = format!("the replica's table {table} was empty at init and holds rows now; empty it, its copy begins by itself then");
+        return Err(Error::halt(HaltCode::ReplicaConflict, message));
+    }
+    for (number, range) in plan.chunks.iter().enumerate() {
+        sqlx::query(
+            "INSERT INTO millstream.copy_chunk (replica, table_schema, table_name, chunk, lower, upper) VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(name)
+        .bind(&table.schema)
+        .bind(&table.name)
+        .bind(i32::try_from(number).unwrap_or(i32::MAX))
+        .bind(&range.lower)
+        .bind(&range.upper)
+        .execute(&mut *transaction)
+        .await
+        .map_err(fail)?;
+    }
+    let key: Vec<&str> = plan.shape.key.iter().map(|k| k.name.as_str()).collect();
+    sqlx::query(
+        "UPDATE millstream.copied_table SET state = 'copying', table_version = $4, key_columns = $5, estimated_rows = $6, \
+         estimated_bytes = $7, rows = 0, bytes = 0, began_at = clock_timestamp() \
+         WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND state = 'pending'",
+    )
+    .bind(name)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .bind(Json(&plan.shape.schema))
+    .bind(key)
+    .bind(plan.estimated_rows.cast_signed())
+    .bind(plan.estimated_bytes.cast_signed())
+    .execute(&mut *transaction)
+    .await
+    .map_err(fail)?;
+    transaction.commit().await.map_err(fail)
+}
+
+/// Empties a table whose copy cannot go on, and forgets its chunks. Only ever of a table that this copy itself has filled.
+pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: ApplyEpoch, table: &TableName) -> Result<()> {
+    let mut transaction = replica.begin().await.map_err(fail)?;
+    hold_epoch(&mut transaction, name, epoch).await?;
+    let back = sqlx::query(
+        "UPDATE millstream.copied_table SET state = 'pending', table_version = NULL, key_columns = NULL, live_after_lsn = NULL, rows = 0, bytes = 0 \
+         WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND state IN ('copying', 'catching_up')",
+    )
+    .bind(name)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .execute(&mut *transaction)
+    .await
+    .map_err(fail)?;
+    if back.rows_affected() == 1 {
+        sqlx::query("DELETE FROM millstream.copy_chunk WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
+            .bind(name)
+            .bind(&table.schema)
+            .bind(&table.name)
+            .execute(&mut *transaction)
+            .await
+            .map_err(fail)?;
+        let quoted = quote_table(table);
+        let referenced = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confrelid = pg_catalog.to_regclass($1) AND conrelid <> confrelid)";
+        // TRUNCATE refuses a table that a foreign key refers to.
+        let referenced: bool = sqlx::query_scalar(referenced).bind(&quoted).fetch_one(&mut *transaction).await.map_err(fail)?;
+        let empty = if referenced { format!("DELETE FROM ONLY {quoted}") } else { format!("TRUNCATE ONLY {quoted}") };
+        transaction.execute(AssertSqlSafe(empty)).await.map_err(fail)?;
+    }
+    transaction.commit().await.map_err(fail)
+}
+
+/// Notes a chunk as loaded, in the transaction that holds its rows.
+pub(super) async fn chunk_loaded(
+    transaction: &mut PgConnection,
+    name: &str,
+    table: &TableName,
+    chunk: i32,
+    moment: &ChunkMoment,
+    (rows, bytes): (u64, u64),
+) -> Result<()> {
+    let done = sqlx::query(
+        "UPDATE millstream.copy_chunk SET state = 'loaded', snapshot = $5, insert_lsn = $6::pg_lsn, rows = $7, bytes = $8, loaded_at = clock_timestamp() \
+         WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND chunk = $4 AND state = 'pending'",
+    )
+    .bind(name)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .bind(chunk)
+    .bind(moment.snapshot.to_string())
+    .bind(moment.insert_lsn.to_string())
+    .bind(rows.cast_signed())
+    .bind(bytes.cast_signed())
+    .execute(transaction)
+    .await
+    .map_err(fail)?;
+    if done.rows_affected() == 1 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Fenced, format!("chunk {chunk} of {table} was loaded by another applier")))
+}
+
+/// Adds the chunk of a single key, loaded, in the transaction that holds its row. A table that was live after some place is live after a later one.
+pub(super) async fn key_loaded(
+    transaction: &mut PgConnection,
+    name: &str,
+    table: &TableName,
+    key: &[String],
+    moment: &ChunkMoment,
+    rows: u64,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO millstream.copy_chunk (replica, table_schema, table_name, chunk, lower, upper, state, snapshot, insert_lsn, rows, bytes, loaded_at) \
+         SELECT $1, $2, $3, coalesce(max(chunk), 0) + 1, $4, $4, 'loaded', $5, $6::pg_lsn, $7, 0, clock_timestamp() \
+         FROM millstream.copy_chunk WHERE replica = $1 AND table_schema = $2 AND table_name = $3",
+    )
+    .bind(name)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .bind(key)
+    .bind(moment.snapshot.to_string())
+    .bind(moment.insert_lsn.to_string())
+    .bind(rows.cast_signed())
+    .execute(transaction)
+    .await
+    .map(drop)
+    .map_err(fail)
+}
+
+/// All chunks are loaded: the tables catch up until past the last snapshot of them all.
+pub(super) async fn all_loaded(replica: &mut PgConnection, name: &str, epoch: ApplyEpoch) -> Result<()> {
+    let mut transaction = replica.begin().await.map_err(fail)?;
+    hold_epoch(&mut transaction, name, epoch).await?;
+    sqlx::query(
+        "UPDATE millstream.copied_table t SET state = 'catching_up', live_after_lsn = (SELECT max(insert_lsn) FROM millstream.copy_chunk WHERE replica = $1), \
+           copy_group = (SELECT max(copy_group) FROM millstream.copied_table WHERE replica = $1 AND state <> 'live'), \
+           rows = c.rows, bytes = c.bytes \
+         FROM (SELECT table_schema, table_name, sum(rows)::int8 AS rows, sum(bytes)::int8 AS bytes FROM millstream.copy_chunk WHERE replica = $1 GROUP BY 1, 2) c \
+         WHERE t.replica = $1 AND t.state <> 'live' AND t.table_schema = c.table_schema AND t.table_name = c.table_name",
+    )
+    .bind(name)
+    .execute(&mut *transaction)
+    .await
+    .map_err(fail)?;
+    transaction.commit().await.map_err(fail)
+}
+
+/// What the ledger says of progress.
+pub(super) async fn progress(replica: &mut PgConnection, name: &str) -> Result<CopyProgress> {
+    let row = sqlx::query(
+        "SELECT count(DISTINCT (c.table_schema, c.table_name))::int8, count(*)::int8, count(*) FILTER (WHERE c.state = 'loaded')::int8, \
+           coalesce(sum(c.rows), 0)::int8, coalesce(sum(c.bytes), 0)::int8, \
+           (SELECT coalesce(sum(estimated_rows), 0)::int8 FROM millstream.copied_table WHERE replica = $1 AND state <> 'live'), \
+           (SELECT count(*)::int8 FROM millstream.copied_table t WHERE replica = $1 AND state <> 'live' AND NOT EXISTS (SELECT 1 FROM millstream.copy_chunk x \
+              WHERE x.replica = $1 AND x.table_schema = t.table_schema AND x.table_name = t.table_name AND x.state = 'pending')) \
+         FROM millstream.copy_chunk c WHERE c.replica = $1",
+    )
+    .bind(name)
+    .fetch_one(replica)
+    .await
+    .map_err(fail)?;
+    let number = |index| get::<i64>(&row, index).map(i64::cast_unsigned);
+    Ok(CopyProgress {
+        tables: number(0)?,
+        chunks: number(1)?,
+        chunks_loaded: number(2)?,
+        rows: number(3)?,
+        bytes: number(4)?,
+        rows_estimated: number(5)?,
+        tables_loaded: number(6)?,
+        ..CopyProgress::default()
+    })
+}
+
+/// The position from which on the tables may be live.
+pub(super) fn highest(chunks: &[Chunk]) -> Lsn {
+    chunks.iter().filter_map(|c| c.moment.as_ref()).map(|m| m.insert_lsn).max().unwrap_or_default()
+}
