@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::apply::copy::{CopyProgress, PostgresCopy};
 use crate::apply::{Applier, ApplyStatus, FirstCopy, run_apply};
 use crate::capture::{CaptureStatus, run_capture};
 use crate::config::{Config, QueueConfig, QueueKind, ReplicaConfig, SourceConfig};
@@ -115,9 +116,9 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks) -> Result<()> {
         let name = format!("survey {}", source.name);
         tasks.spawn(name, survey::run(source, Arc::clone(&queue), captured_here, surveyed, tasks.token().clone()));
     }
-    for (replica, status) in channels.replicas {
+    for (replica, status, copy) in channels.replicas {
         let name = format!("apply {}", replica.name);
-        let applier = applier(&config, replica, &queue)?;
+        let applier = applier(replica, &queue, copy);
         let cancel = tasks.token().clone();
         tasks.spawn(name, async move {
             run_apply(applier, cancel, status).await;
@@ -130,7 +131,7 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks) -> Result<()> {
 /// The sending ends for the stages, with what each works on.
 struct Channels {
     sources: Vec<(SourceConfig, Option<watch::Sender<CaptureStatus>>, watch::Sender<Survey>)>,
-    replicas: Vec<(ReplicaConfig, watch::Sender<ApplyStatus>)>,
+    replicas: Vec<(ReplicaConfig, watch::Sender<ApplyStatus>, Option<Arc<dyn FirstCopy>>)>,
 }
 
 fn channels(config: &Config, roles: Roles) -> (Arc<Control>, Channels) {
@@ -144,9 +145,10 @@ fn channels(config: &Config, roles: Roles) -> (Arc<Control>, Channels) {
     }
     for replica in config.replicas.values() {
         let apply = roles.apply.then(|| watch::Sender::new(ApplyStatus::default()));
-        control.replica(&replica.name, &replica.source, apply.as_ref().map(watch::Sender::subscribe));
+        let (copy, progress) = first_copy(config, replica).unzip();
+        control.replica(&replica.name, &replica.source, apply.as_ref().map(watch::Sender::subscribe), progress);
         if let Some(apply) = apply {
-            channels.replicas.push((replica.clone(), apply));
+            channels.replicas.push((replica.clone(), apply, copy));
         }
     }
     (Arc::new(control), channels)
@@ -206,15 +208,16 @@ pub fn open_queue(config: &QueueConfig) -> Result<Arc<dyn Queue>> {
     }
 }
 
-fn applier(config: &Config, replica: ReplicaConfig, queue: &Arc<dyn Queue>) -> Result<Applier> {
+fn applier(replica: ReplicaConfig, queue: &Arc<dyn Queue>, first_copy: Option<Arc<dyn FirstCopy>>) -> Applier {
     let target: Arc<dyn ReplicaTarget> = Arc::new(PostgresTarget::new(replica.clone()));
-    let first_copy = first_copy(config, &replica)?;
-    Ok(Applier { config: replica, target, queue: Arc::clone(queue), first_copy })
+    Applier { config: replica, target, queue: Arc::clone(queue), first_copy }
 }
 
 /// What loads the tables of a replica that are not live yet: straight from the source, not through the queue.
-fn first_copy(_config: &Config, _replica: &ReplicaConfig) -> Result<Option<Arc<dyn FirstCopy>>> {
-    Ok(None)
+fn first_copy(config: &Config, replica: &ReplicaConfig) -> Option<(Arc<dyn FirstCopy>, watch::Receiver<CopyProgress>)> {
+    let source = config.sources.get(&replica.source)?;
+    let (copy, progress) = PostgresCopy::new(source.clone(), replica.clone());
+    Some((copy, progress))
 }
 
 /// The signals that end a daemon.

@@ -35,6 +35,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// What is at work when the daemon ends gets this long to commit; what it has not committed by then rolls back.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Tables that a later `init` adds are found within this time.
+const LOOK_FOR_TABLES: Duration = Duration::from_secs(5);
 /// Read-ahead, as a multiple of what one batch may hold: one being applied, one being collected.
 const READ_AHEAD_BATCHES: usize = 2;
 
@@ -172,7 +174,21 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
         large: false,
         deep: false,
     };
-    session.run(cancel).await
+    tokio::select! {
+        ended = session.run(cancel) => ended,
+        wanted = copy_wanted(applier.first_copy.as_deref()) => wanted,
+    }
+}
+
+/// Ends the session once a later `init` has added tables, so that the next one begins with their copy.
+async fn copy_wanted(copy: Option<&dyn FirstCopy>) -> Result<()> {
+    let Some(copy) = copy else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(LOOK_FOR_TABLES).await;
+        if copy.wanted().await? {
+            return Err(Error::new(ErrorKind::Busy, "new tables are to be copied"));
+        }
+    }
 }
 
 /// A halted replica stays so until something is committed: a new attempt alone mends nothing.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::model::{self, Consumer, Halt, Positions, Replica, Retained, Source, Status, Stream};
+use super::model::{self, Consumer, Copy, Halt, Positions, Replica, Retained, Source, Status, Stream};
 use super::survey::End;
 use super::{Control, ReplicaView, SourceView, rate_of};
 use crate::apply::ApplyStatus;
+use crate::apply::copy::{CopyPhase, CopyProgress};
 use crate::apply::lag::now_us;
 use crate::capture::CaptureStatus;
 use crate::event::Position;
@@ -92,7 +93,7 @@ impl Control {
             changes: apply.changes,
             bytes: apply.bytes,
             batches: apply.batches,
-            copy: None,
+            copy: view.copy.as_ref().and_then(|copy| copying(&copy.borrow())),
             halt: apply.halt.map(halt),
             error: apply.error.clone(),
         }
@@ -210,4 +211,28 @@ fn word<T: Serialize>(state: &T) -> String {
 
 fn time(us: i64) -> String {
     jiff::Timestamp::from_microsecond(us).map(|time| time.to_string()).unwrap_or_default()
+}
+
+/// A first copy in progress.
+fn copying(progress: &CopyProgress) -> Option<Copy> {
+    if progress.phase == CopyPhase::None {
+        return None;
+    }
+    let mut phase = progress.phase.as_str().to_owned();
+    if let Some(whom) = &progress.waiting_for {
+        phase = format!("{phase}: {whom}");
+    }
+    if progress.indexes > 0 {
+        phase = format!("{phase} ({} of {})", progress.indexes_built, progress.indexes);
+    }
+    Some(Copy {
+        phase,
+        tables_done: progress.tables_loaded,
+        tables: progress.tables,
+        rows: progress.rows,
+        rows_estimated: Some(progress.rows_estimated),
+        bytes: progress.bytes,
+        rows_per_second: progress.rows_per_second,
+        eta_seconds: progress.eta_seconds,
+    })
 }

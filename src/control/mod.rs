@@ -17,6 +17,7 @@ pub mod survey;
 pub use model::Status;
 
 use crate::apply::ApplyStatus;
+use crate::apply::copy::CopyProgress;
 use crate::capture::CaptureStatus;
 use crate::config::{Config, QueueKind};
 use rates::Window;
@@ -52,6 +53,8 @@ pub struct ReplicaView {
     pub source: String,
     /// The applier of this process; `None` when it has not that role.
     pub apply: Option<watch::Receiver<ApplyStatus>>,
+    /// Its first copy.
+    pub copy: Option<watch::Receiver<CopyProgress>>,
     /// Transactions, changes, bytes.
     rate: Mutex<Window<3>>,
 }
@@ -94,8 +97,14 @@ impl Control {
     }
 
     /// Adds a replica.
-    pub fn replica(&mut self, name: &str, source: &str, apply: Option<watch::Receiver<ApplyStatus>>) {
-        let view = ReplicaView { source: source.to_owned(), apply, rate: Mutex::default() };
+    pub fn replica(
+        &mut self,
+        name: &str,
+        source: &str,
+        apply: Option<watch::Receiver<ApplyStatus>>,
+        copy: Option<watch::Receiver<CopyProgress>>,
+    ) {
+        let view = ReplicaView { source: source.to_owned(), apply, copy, rate: Mutex::default() };
         self.replicas.insert(name.to_owned(), view);
     }
 

@@ -61,7 +61,10 @@ impl Bounds {
             Some(orders) => {
                 let bounds: Vec<_> = bounds.iter().map(|b| natives(b, &orders)).collect::<Result<_>>()?;
                 if bounds.windows(2).any(|pair| pair[0].cmp(&pair[1]) != Ordering::Less) {
-                    return Err(Error::new(ErrorKind::Unexpected, "a chunk's bounds are not in the order that they are compared by"));
+                    return Err(Error::new(
+                        ErrorKind::Unexpected,
+                        "a chunk's bounds are not in the order that they are compared by",
+                    ));
                 }
                 Ok(Self::Native(bounds, orders))
             }
@@ -169,7 +172,13 @@ mod tests {
     use super::*;
 
     fn column(native: Option<NativeOrder>) -> KeyColumn {
-        KeyColumn { index: 0, name: "k".into(), type_text: "text".into(), collation: Some("pg_catalog.\"de-x-icu\"".into()), native }
+        KeyColumn {
+            index: 0,
+            name: "k".into(),
+            type_text: "text".into(),
+            collation: Some("pg_catalog.\"de-x-icu\"".into()),
+            native,
+        }
     }
 
     fn key(parts: &[&str]) -> Key {

@@ -64,8 +64,8 @@ use crate::postgres::sql::{Side, classify, connect};
 use crate::preflight::init::{publication, slot};
 use crate::replica::postgres::ledger::CopyState;
 
-pub use progress::{CopyPhase, CopyProgress};
 use progress::Meter;
+pub use progress::{CopyPhase, CopyProgress};
 use state::CopyTable;
 
 const APPLICATION: &str = "millstream copy";
@@ -162,7 +162,10 @@ impl PostgresCopy {
             None => Ok(()),
             Some(missing) => Err(Error::halt(
                 HaltCode::SourceMisconfigured,
-                format!("table {} is to be copied and publication {name} does not have it; run `millstream init` again", missing.table),
+                format!(
+                    "table {} is to be copied and publication {name} does not have it; run `millstream init` again",
+                    missing.table
+                ),
             )),
         }
     }
@@ -172,8 +175,7 @@ impl PostgresCopy {
         let first = reader.current_snapshot().await?;
         loop {
             let now = reader.current_snapshot().await?;
-            let left: Vec<i64> =
-                first.in_progress.iter().filter(|x| !now.sees(**x)).map(|x| x.0.cast_signed()).collect();
+            let left: Vec<i64> = first.in_progress.iter().filter(|x| !now.sees(**x)).map(|x| x.0.cast_signed()).collect();
             if left.is_empty() {
                 self.meter.waiting_for(None);
                 return Ok(());

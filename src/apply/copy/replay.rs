@@ -73,7 +73,11 @@ impl Replayed {
     fn seen(&self, xid: Xid) -> Seen {
         let (mut some, mut all) = (false, true);
         for snapshot in self.snapshots.iter().chain(self.single.values()) {
-            if snapshot.sees(xid) { some = true } else { all = false }
+            if snapshot.sees(xid) {
+                some = true
+            } else {
+                all = false
+            }
             if some && !all {
                 return Seen::BySome;
             }
@@ -230,8 +234,10 @@ impl CatchUp for Replay {
             return Err(self.restart(table, "a transaction moved many of its rows, with values that the log does not hold"));
         }
         let text = format!("{} moved rows with values that the log does not hold are read again", rereads.len());
-        let todo = rereads.into_iter().map(|(table, key)| {
-            Todo::Reread { table: self.tables[table].shape.schema.table.clone(), key, after: xid }
+        let todo = rereads.into_iter().map(|(table, key)| Todo::Reread {
+            table: self.tables[table].shape.schema.table.clone(),
+            key,
+            after: xid,
         });
         Err(self.again(todo.collect(), &text))
     }
@@ -314,7 +320,9 @@ impl Judge<'_> {
                 }
                 Ok(Some(Change::Insert { table, new }))
             }
-            (false, true, None) => Err(Error::new(ErrorKind::Malformed, "an update that changes its key without saying the old one")),
+            (false, true, None) => {
+                Err(Error::new(ErrorKind::Malformed, "an update that changes its key without saying the old one"))
+            }
         }
     }
 

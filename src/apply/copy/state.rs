@@ -30,9 +30,7 @@ impl CopyTable {
 
     /// True when a shape is the one that the copy was begun with.
     pub(super) fn began_as(&self, shape: &TableShape) -> bool {
-        self.began.as_ref().is_some_and(|(schema, key)| {
-            shape.fits(schema) && shape.key.iter().map(|k| &k.name).eq(key.iter())
-        })
+        self.began.as_ref().is_some_and(|(schema, key)| shape.fits(schema) && shape.key.iter().map(|k| &k.name).eq(key.iter()))
     }
 }
 
@@ -122,7 +120,8 @@ pub(super) async fn store_plan(replica: &mut PgConnection, name: &str, epoch: Ap
     hold_epoch(&mut transaction, name, epoch).await?;
     let holds = format!("SELECT EXISTS (SELECT 1 FROM ONLY {})", quote_table(table));
     if sqlx::query_scalar::<_, bool>(AssertSqlSafe(holds)).fetch_one(&mut *transaction).await.map_err(fail)? {
-        let message = format!("the replica's table {table} was empty at init and holds rows now; empty it, its copy begins by itself then");
+        let message =
+            format!("the replica's table {table} was empty at init and holds rows now; empty it, its copy begins by itself then");
         return Err(Error::halt(HaltCode::ReplicaConflict, message));
     }
     for (number, range) in plan.chunks.iter().enumerate() {

@@ -27,6 +27,7 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use self::errors::{SHORT_WAIT, within};
+use self::ledger::CopyState;
 use self::plan::{Style, Tables, Work};
 use self::tables::{Catalog, Table};
 use self::write::{STATEMENT_WAIT, Writer};
@@ -92,7 +93,7 @@ impl ReplicaTarget for PostgresTarget {
             replica_role,
             catalogs: HashMap::new(),
             tables: Tables::default(),
-            members: Vec::new(),
+            members: HashMap::new(),
             careful: 0,
             large: None,
         };
@@ -123,7 +124,7 @@ struct PostgresReplica {
     catalogs: HashMap<TableName, (Instant, Arc<Catalog>)>,
     tables: Tables,
     /// Tables that the ledger knows.
-    members: Vec<TableName>,
+    members: HashMap<TableName, CopyState>,
     careful: u32,
     large: Option<Large>,
 }
@@ -308,10 +309,14 @@ impl PostgresReplica {
         let schema = schemas.get(&id).ok_or_else(|| {
             Error::new(ErrorKind::Malformed, format!("a change of table version {}, which no record before it has", id.0))
         })?;
-        if self.members.is_empty() {
+        if matches!(self.members.get(&schema.table), None | Some(CopyState::Pending)) {
             self.read_members().await?;
         }
-        if !self.members.contains(&schema.table) {
+        if self.members.get(&schema.table) == Some(&CopyState::Pending) {
+            let message = format!("table {} has come to the replica and is to be copied first", schema.table);
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        if !self.members.contains_key(&schema.table) {
             let message = format!(
                 "table {} is in the log but not among the tables of replica '{}'; run `millstream init` to copy it, or exclude it \
                  from the source's tables",
@@ -335,7 +340,7 @@ impl PostgresReplica {
 
     async fn read_members(&mut self) -> Result<()> {
         let tables = ledger::tables(&mut self.connection, &self.name).await?;
-        self.members = tables.into_iter().map(|(table, _)| table).collect();
+        self.members = tables.into_iter().collect();
         Ok(())
     }
 
