@@ -10,6 +10,7 @@ mod cli;
 mod conformance;
 mod copy;
 mod crash;
+mod golden;
 mod kafka;
 mod postgres_client;
 mod scenarios;
