@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use millstream::event::{
-    Body, Cell, Change, Column, Epoch, Fence, Genesis, History, Identity, Lsn, Message, Nonce, OldImage, Part, Position, Progress, Record,
-    RecordHeader, RecordKind, RecordNumber, Row, SchemaId, SlotStart, StreamId, TableName, TableSchema, TransactionBatch, TransactionHeader,
-    Xid, write_change, write_transaction,
+    Body, Cell, Change, Column, Epoch, Fence, Genesis, History, Identity, Lsn, Message, Nonce, OldImage, Part, Position,
+    Progress, Record, RecordHeader, RecordKind, RecordNumber, Row, SchemaId, SlotStart, StreamId, TableName, TableSchema,
+    TransactionBatch, TransactionHeader, Xid, write_change, write_transaction,
 };
 use millstream::queue::embedded::{EmbeddedQueue, Options};
 use millstream::queue::{Queue, Ticket};
@@ -58,11 +58,20 @@ fn sound() -> Vec<(&'static str, Vec<u8>)> {
         ("part_first", 6, part(0, false, stream.slice(..cut))),
         ("part_last", 7, part(1, true, stream.slice(cut..))),
         ("progress", 8, progress()),
-        ("message", 9, Body::Message(Message { lsn: Lsn(0xFFFF_FFFF_0000_0001), prefix: "audit".into(), content: Bytes::from_static(&[0, 159, 146, 150]) })),
+        (
+            "message",
+            9,
+            Body::Message(Message {
+                lsn: Lsn(0xFFFF_FFFF_0000_0001),
+                prefix: "audit".into(),
+                content: Bytes::from_static(&[0, 159, 146, 150]),
+            }),
+        ),
         ("empty_batch_of_a_table_without_columns", 10, transactions_of(&[0x03, 0x01, 0x07, 0x00])),
     ];
     let fence = Fence { epoch: Epoch(3), nonce: Nonce(u64::MAX), holder: "db1.example:4711".into(), version: "0.1.0".into() };
-    let fence_header = RecordHeader { kind: RecordKind::Fence, number: RecordNumber(0), base: RecordNumber(0), ..record_header(0) };
+    let fence_header =
+        RecordHeader { kind: RecordKind::Fence, number: RecordNumber(0), base: RecordNumber(0), ..record_header(0) };
     let mut all = vec![("fence", Record { header: fence_header, body: Body::Fence(fence) }.encode().to_vec())];
     all.extend(bodies.into_iter().map(|(name, number, body)| (name, record(number, body).to_vec())));
     all

@@ -65,8 +65,15 @@ async fn a_queue_folder_of_the_corpus_is_read_and_written_on() {
         .collect();
     let expected: Value = serde_json::from_slice(&std::fs::read(corpus().join("queue/main.json")).unwrap()).unwrap();
     let registry = queue.registry("main").await.unwrap();
-    let registry: Value = registry.iter().map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into())).collect::<serde_json::Map<_, _>>().into();
-    assert_eq!(serde_json::json!({"start": bounds.start.0, "end": bounds.end.0, "records": found, "registry": registry}), expected);
+    let registry: Value = registry
+        .iter()
+        .map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    assert_eq!(
+        serde_json::json!({"start": bounds.start.0, "end": bounds.end.0, "records": found, "registry": registry}),
+        expected
+    );
     let mut writer = queue.writer("main").await.unwrap();
     writer.append(records[0].bytes.clone()).await.unwrap();
     let durable = writer.durable_past(millstream::queue::Ticket(0)).await.unwrap();
