@@ -1,42 +1,34 @@
-//! The stream's one writer: numbers records, fills headers, batches small transactions, cuts large ones, repeats bases, and says
-//! what has become durable.
+//! The stream's one writer: numbers records, fills headers, batches small transactions, cuts large ones, repeats bases.
 //!
-//! Invariant: records leave in the order in which they were given, numbered without a gap; a [`DurablePosition`] comes
-//! out only when the queue has acknowledged every record up to it (I1).
-//!
-//! Where a record stands on its way: given (numbered and encoded, in the *outbox*) → accepted (the queue gave a ticket) →
-//! durable (the queue acknowledged the ticket). Nothing here is durable by itself; a new writer learns everything from the queue
-//! ([`super::recover`]).
+//! Invariant: records leave in the order in which they were given, numbered without a gap. Nothing here is durable by itself; a new
+//! writer learns everything from the queue ([`super::recover`]). What becomes of a record once it is given: [`super::outbox`].
 //!
 //! A *base row* is [`History`], every schema in force, and a [`Progress`] that says again where the stream stands. The
 //! History and the schemas still name the old base; the Progress names the first of the row, and so does every record after it.
-//! The row is repeated about every [`BASE_EVERY_BYTES`], never between the parts of a transaction. The queue tells the
-//! offset of the last durable record only, so nothing is appended behind a row's first record until that one is durable: its
-//! offset is the base's.
+//! The row is repeated about every [`BASE_EVERY_BYTES`], never between the parts of a transaction.
 //!
 //! ```text
 //! #17 Transactions   base 2
-//! #18 History        base 2    ← accepted alone, durable at offset 4711
+//! #18 History        base 2
 //! #19 Schema t v3    base 2
-//! #20 Progress       base 18   ← durable: consumers' cursors name 4711 from here on, trimming up to it is allowed
+//! #20 Progress       base 18   ← durable: consumers' cursors name #18 from here on, trimming up to it is allowed
 //! #21 Transactions   base 18
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
-use futures::FutureExt;
 
+use super::outbox::{DurableBase, Mark, Outbox};
 use super::takeover::Claim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::record::{HEADER_BYTES, encode_frame};
 use crate::event::{
-    Body, Epoch, Genesis, History, Lsn, Message, Nonce, Part, Position, Progress, QueueOffset, RecordHeader, RecordKind,
-    RecordNumber, SchemaId, SlotStart, StreamId, TableSchema, TransactionHeader, write_transaction,
+    Body, Epoch, Genesis, History, Lsn, Message, Nonce, Part, Position, Progress, RecordHeader, RecordKind, RecordNumber,
+    SchemaId, SlotStart, StreamId, TableSchema, TransactionHeader, write_transaction,
 };
-use crate::failpoint;
-use crate::queue::{Durable, DurablePosition, QueueWriter, Ticket};
+use crate::queue::DurablePosition;
 
 /// A batch of small transactions is given at this size, when the source has not paused before.
 pub const BATCH_BYTES: usize = 256 << 10;
@@ -52,26 +44,6 @@ pub(crate) fn now_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
 }
 
-/// A base that is durable, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DurableBase {
-    /// Number of its first record.
-    pub number: RecordNumber,
-    /// Where that lies.
-    pub offset: QueueOffset,
-}
-
-/// What a record means once it is durable.
-#[derive(Clone, Copy, Debug, Default)]
-struct Mark {
-    /// The source has been captured up to here.
-    position: Option<Position>,
-    /// First of a base row: nothing is appended behind it until it is durable.
-    opens_base: Option<RecordNumber>,
-    /// Last of a base row.
-    closes_base: bool,
-}
-
 /// A large transaction being given part by part.
 #[derive(Debug)]
 struct PartsInHand {
@@ -84,7 +56,7 @@ struct PartsInHand {
 
 /// The writer of a claimed stream.
 pub struct LogWriter {
-    writer: Box<dyn QueueWriter>,
+    out: Outbox,
     max_record_bytes: usize,
     stream: StreamId,
     epoch: Epoch,
@@ -104,14 +76,6 @@ pub struct LogWriter {
     batch: BytesMut,
     batch_changes: u64,
     parts: Option<PartsInHand>,
-    outbox: VecDeque<(Bytes, Mark)>,
-    outbox_bytes: usize,
-    accepted: VecDeque<(Ticket, Mark)>,
-    seen: Ticket,
-    barrier: Option<Ticket>,
-    opened_base: Option<DurableBase>,
-    durable_base: Option<DurableBase>,
-    durable: Option<DurablePosition>,
 }
 
 impl LogWriter {
@@ -121,7 +85,8 @@ impl LogWriter {
         let recovered = claim.recovered;
         Self {
             next_schema: recovered.next_schema(),
-            writer: claim.writer,
+            // The position was read back from the queue behind a durable fence.
+            out: Outbox::new(claim.writer, claim.ticket, recovered.position.map(DurablePosition::proven)),
             max_record_bytes,
             stream: claim.stream,
             epoch: claim.epoch,
@@ -140,15 +105,6 @@ impl LogWriter {
             batch: BytesMut::new(),
             batch_changes: 0,
             parts: None,
-            outbox: VecDeque::new(),
-            outbox_bytes: 0,
-            accepted: VecDeque::new(),
-            seen: claim.ticket,
-            barrier: None,
-            opened_base: None,
-            durable_base: None,
-            // It was read back from the queue behind a durable fence.
-            durable: recovered.position.map(DurablePosition::proven),
         }
     }
 
@@ -191,13 +147,13 @@ impl LogWriter {
     /// Everything up to here is durable.
     #[must_use]
     pub fn durable(&self) -> Option<DurablePosition> {
-        self.durable
+        self.out.durable()
     }
 
     /// The newest base that is durable as a whole row.
     #[must_use]
     pub fn durable_base(&self) -> Option<DurableBase> {
-        self.durable_base
+        self.out.durable_base()
     }
 
     /// The version of a table in force.
@@ -209,13 +165,13 @@ impl LogWriter {
     /// Bytes that the queue has not accepted yet, the open batch included.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
-        self.outbox_bytes + self.batch.len()
+        self.out.waiting_bytes() + self.batch.len()
     }
 
     /// True while [`Self::advance`] has something to do.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !self.outbox.is_empty() || !self.accepted.is_empty()
+        self.out.is_busy()
     }
 
     /// Largest piece for [`Self::give_part`].
@@ -377,28 +333,12 @@ impl LogWriter {
         Ok(false)
     }
 
-    /// Takes one step: hands the next record to the queue, or waits for the next acknowledgement. Gives the position up to which
-    /// everything is durable when it has moved. Cancel-safe; pending for ever when there is nothing to do.
+    /// As [`Outbox::advance`].
     ///
     /// # Errors
     /// Those of the queue. The writer is dead then.
     pub async fn advance(&mut self) -> Result<Option<DurablePosition>> {
-        if self.barrier.is_none()
-            && let Some((bytes, _)) = self.outbox.front()
-        {
-            let ticket = self.writer.append(bytes.clone()).await?;
-            self.accept(ticket);
-            failpoint::hit("capture.appended")?;
-            return match self.writer.durable_past(self.seen).now_or_never() {
-                Some(durable) => Ok(self.settle(durable?)),
-                None => Ok(None),
-            };
-        }
-        if self.accepted.is_empty() {
-            return std::future::pending().await;
-        }
-        let durable = self.writer.durable_past(self.seen).await?;
-        Ok(self.settle(durable))
+        self.out.advance().await
     }
 
     /// Advances until everything given is durable.
@@ -411,36 +351,6 @@ impl LogWriter {
             self.advance().await?;
         }
         Ok(())
-    }
-
-    fn accept(&mut self, ticket: Ticket) {
-        if let Some((bytes, mark)) = self.outbox.pop_front() {
-            self.outbox_bytes -= bytes.len();
-            self.barrier = mark.opens_base.map(|_| ticket);
-            self.accepted.push_back((ticket, mark));
-        }
-    }
-
-    fn settle(&mut self, durable: Durable) -> Option<DurablePosition> {
-        self.seen = self.seen.max(durable.ticket);
-        let mut moved = None;
-        while let Some((ticket, mark)) = self.accepted.front().copied().filter(|(ticket, _)| *ticket <= self.seen) {
-            self.accepted.pop_front();
-            if self.barrier == Some(ticket) {
-                self.barrier = None;
-            }
-            if let Some(number) = mark.opens_base {
-                // The barrier kept it the last record accepted, so that the offset is its own.
-                self.opened_base = Some(DurableBase { number, offset: durable.offset });
-            }
-            if mark.closes_base {
-                self.durable_base = self.opened_base;
-            }
-            moved = mark.position.or(moved);
-        }
-        let moved = moved.map(DurablePosition::proven);
-        self.durable = moved.or(self.durable);
-        moved
     }
 
     fn renew_base(&mut self) {
@@ -476,8 +386,7 @@ impl LogWriter {
         debug_assert_eq!(bytes.len(), HEADER_BYTES + payload.len());
         self.bytes_total += bytes.len() as u64;
         self.changes_total += changes;
-        self.outbox_bytes += bytes.len();
-        self.outbox.push_back((bytes, mark));
+        self.out.push(bytes, mark);
         if !row {
             self.renew_base();
         }

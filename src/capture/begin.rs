@@ -11,7 +11,8 @@
 
 use std::sync::Arc;
 
-use super::append::{DurableBase, LogWriter};
+use super::append::LogWriter;
+use super::outbox::DurableBase;
 use super::recover::{self, Recovered, WriterHint};
 use super::takeover::claim;
 use crate::error::{Error, ErrorKind, Result};

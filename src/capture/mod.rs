@@ -29,10 +29,10 @@
 //! | `supervise` | tries again, halts, waits; drops the slot past its budget when asked to |
 //! | `connect` | one attempt up to streaming |
 //! | [`takeover`], [`recover`] | fence; what the log says of itself |
-//! | `worker` | the loop |
+//! | `worker` | the loop; `worker::intake`: what messages come to |
 //! | [`assemble`], [`spill`] | transactions in progress |
 //! | [`translate`] | messages to changes |
-//! | [`append`] | changes to records, records to the queue, what is durable |
+//! | [`append`], `outbox` | changes to records, records to the queue, what is durable |
 //! | [`upkeep`] | hint, fullness, trimming |
 //! | [`heartbeat`], [`retention`] | beside the stream |
 //! | [`snapshot`] | for a first copy: what a table is, its chunks, reading them |
@@ -65,6 +65,7 @@ mod connect;
 pub mod heartbeat;
 #[cfg(test)]
 mod model;
+pub mod outbox;
 pub mod postgres;
 pub mod recover;
 pub mod retention;

@@ -15,8 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::append::DurableBase;
 use super::begin::put_hint;
+use super::outbox::DurableBase;
 use super::recover::WriterHint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Epoch, QueueOffset, RecordNumber};
