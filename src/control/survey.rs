@@ -57,12 +57,21 @@ pub struct End {
 pub async fn run(
     config: SourceConfig,
     queue: Arc<dyn Queue>,
+    captured_here: bool,
     out: watch::Sender<Survey>,
     cancel: CancellationToken,
 ) -> Result<()> {
     let mut round = 0_u32;
     loop {
-        let look = look(&config, &queue, &out, round.is_multiple_of(CATALOG_EACH));
+        let look = async {
+            look(&config, &queue, &out, round.is_multiple_of(CATALOG_EACH)).await;
+            if !captured_here {
+                match deadline(look_at_end(&config.name, &queue)).await {
+                    Ok(end) => out.send_modify(|survey| survey.end = end),
+                    Err(error) => tracing::debug!(source = config.name, %error, "the stream's end could not be looked at"),
+                }
+            }
+        };
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
             () = look => {}
