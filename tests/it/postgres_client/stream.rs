@@ -86,7 +86,10 @@ async fn changes_come_as_they_were_made() {
              SELECT pg_logical_emit_message(true, 'app', 'hello'); COMMIT",
         )
         .await;
-    let said = collect(&mut stream, is_commit).await;
+    let mut said = collect(&mut stream, is_commit).await;
+    // pgoutput describes a table again after any invalidation: another session's autovacuum, the TRUNCATE below.
+    let mut described = false;
+    said.retain(|message| !message.starts_with("relation") || !std::mem::replace(&mut described, true));
     let expected = [
         "begin",
         "relation public.T;",
@@ -95,8 +98,6 @@ async fn changes_come_as_they_were_made() {
         "update 2,null,null -> 3,,NaN",
         "update 1,w,null",
         "delete 1,null,null",
-        // TRUNCATE gives the table another file, which makes pgoutput describe it again.
-        "relation public.T;",
         "truncate true true",
         "message app hello",
         "commit",
