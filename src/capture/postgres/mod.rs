@@ -2,7 +2,6 @@
 
 pub mod catalog;
 pub mod decode;
-mod pause;
 pub mod relations;
 pub mod slot;
 pub mod stream;
