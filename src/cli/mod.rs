@@ -19,6 +19,7 @@ mod status;
 mod tail;
 mod tail_filter;
 mod tail_start;
+mod teardown;
 
 pub use exit::Exit;
 
@@ -44,6 +45,9 @@ enum Command {
     /// Makes what is missing: publication, slot, ledger, tables on the replica. Safe to repeat, refuses rather than harms.
     #[command(after_help = init::EXAMPLE)]
     Init(init::Arguments),
+    /// Takes away what init made: slot, publication, stream, ledger. Asks first. The replica's tables stay.
+    #[command(after_help = teardown::EXAMPLE)]
+    Teardown(teardown::Arguments),
     /// Asks the running daemon how its sources and replicas are.
     #[command(after_help = status::EXAMPLE)]
     Status(status::Arguments),
@@ -102,6 +106,7 @@ impl Cli {
             Command::Run(arguments) => block_on(run::run(Config::load(&self.config)?, arguments)),
             Command::Check(arguments) => block_on(check::run(load(&self.config)?, arguments)),
             Command::Init(arguments) => block_on(init::run(load(&self.config)?, arguments)),
+            Command::Teardown(arguments) => block_on(teardown::run(load(&self.config)?, arguments)),
             Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }

@@ -1,6 +1,8 @@
 //! `init`, first copy, `teardown`, `--adopt`.
 
+mod first;
 mod init;
+mod load;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,0 +1,72 @@
+//! `millstream teardown`: takes away what `init` made.
+
+use std::io::{self, BufRead as _, IsTerminal as _};
+
+use clap::Args;
+
+use super::Exit;
+use super::init::tell;
+use super::output::{complain, print_line};
+use crate::config::Config;
+use crate::daemon::open_queue;
+use crate::error::{Error, ErrorKind, Result};
+use crate::preflight::init::Outcome;
+use crate::preflight::teardown::{TeardownOptions, describe, teardown};
+
+/// For `--help`.
+pub const EXAMPLE: &str = "\
+Examples:
+  millstream teardown --yes
+  millstream teardown --replica reports      its source and other replicas go on";
+
+/// Arguments of `millstream teardown`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Only this source and its replicas.
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Only this replica: source, slot and stream stay for the others.
+    #[arg(long, value_name = "NAME")]
+    replica: Option<String>,
+    /// Does not ask.
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
+    let options = TeardownOptions { source: arguments.source, replica: arguments.replica };
+    let lines = describe(&config, &options)?;
+    if !arguments.yes && !confirmed(&lines)? {
+        print_line("Nothing was changed.")?;
+        return Ok(Exit::Bad);
+    }
+    let queue = open_queue(&config.queue)?;
+    let mut printed = Ok(());
+    let mut report = |line| {
+        if printed.is_ok() {
+            printed = tell(line);
+        }
+    };
+    let outcome = teardown(&config, &queue, &options, &mut report).await?;
+    printed?;
+    Ok(match outcome {
+        Outcome::Unchanged => {
+            print_line("Nothing is there; nothing was changed.")?;
+            Exit::Good
+        }
+        Outcome::Changed => Exit::Good,
+        Outcome::Refused => Exit::Bad,
+    })
+}
+
+fn confirmed(lines: &[String]) -> Result<bool> {
+    complain("This takes away for good:");
+    lines.iter().for_each(|line| complain(&format!("  {line}")));
+    if !io::stdin().is_terminal() {
+        return Err(Error::new(ErrorKind::Config, "nobody is there to be asked; say --yes"));
+    }
+    complain("Type yes to go on:");
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
+}

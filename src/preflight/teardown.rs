@@ -1,0 +1,183 @@
+//! `millstream teardown`: takes away what `init` made, whatever of it is there. The replica's tables and their rows stay.
+//!
+//! The slot goes first: it is what can hurt the source (I7). The stream in the queue goes last, and only when the slot is
+//! gone: it is the record of the slot's name. What cannot be reached is said, with what remains there; the next run takes it away.
+
+use std::sync::Arc;
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+
+use super::init::{Line, Outcome, Report, select, slot};
+use crate::capture::begin::{Beginning, beginning, publication_name};
+use crate::config::{Config, ReplicaConfig, SourceConfig};
+use crate::error::{Context, Result};
+use crate::failpoint;
+use crate::postgres::sql::{Side, classify, connect, quote_ident};
+use crate::queue::{CONSUMER_PREFIX, Queue};
+use crate::replica::postgres::ledger;
+
+const APPLICATION: &str = "millstream teardown";
+
+/// What to take away.
+#[derive(Clone, Debug, Default)]
+pub struct TeardownOptions {
+    /// Only this source and its replicas; all when `None`.
+    pub source: Option<String>,
+    /// Only this replica: its source, stream and slot stay for the others.
+    pub replica: Option<String>,
+}
+
+/// Says what a teardown would take away.
+///
+/// # Errors
+/// [`crate::ErrorKind::Config`] for names that the configuration does not have.
+pub fn describe(config: &Config, options: &TeardownOptions) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
+        if options.replica.is_none() {
+            lines.push(format!("source {}: its slot, its publication, and its whole stream in the queue", source.name));
+        }
+        lines.extend(
+            replicas.iter().map(|r| format!("replica {}: its ledger and its place in the queue (its tables stay)", r.name)),
+        );
+    }
+    Ok(lines)
+}
+
+/// Takes it away. [`Outcome::Refused`] when something could not be reached and remains.
+///
+/// # Errors
+/// As [`describe`].
+pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &TeardownOptions, report: Report<'_>) -> Result<Outcome> {
+    let mut outcome = Outcome::Unchanged;
+    let mut note = |done: Outcome| match (outcome, done) {
+        (Outcome::Refused, _) | (_, Outcome::Unchanged) => {}
+        _ => outcome = done,
+    };
+    for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
+        let whole = options.replica.is_none();
+        let mut free = whole;
+        if whole {
+            match clear_source(source, queue, report).await {
+                Ok(done) => note(done),
+                Err(error) => {
+                    free = false;
+                    let publication = publication_name(&source.name);
+                    report(Line::Refused(format!(
+                        "source {}: {error}; its slot {publication}_… and publication {publication} may remain there, and hold back WAL: run teardown again",
+                        source.name
+                    )));
+                    note(Outcome::Refused);
+                }
+            }
+            failpoint::hit("teardown.source_cleared")?;
+        }
+        for replica in replicas {
+            match clear_replica(replica, report).await {
+                Ok(done) => note(done),
+                Err(error) => {
+                    report(Line::Refused(format!(
+                        "replica {}: {error}; its ledger, schema millstream, remains there: run teardown again, or DROP SCHEMA millstream CASCADE",
+                        replica.name
+                    )));
+                    note(Outcome::Refused);
+                }
+            }
+            failpoint::hit("teardown.replica_cleared")?;
+            if !whole {
+                note(clear_registration(queue, &source.name, &replica.name, report).await?);
+            }
+        }
+        if free {
+            note(clear_stream(queue, &source.name, report).await?);
+        }
+    }
+    Ok(outcome)
+}
+
+async fn clear_source(config: &SourceConfig, queue: &Arc<dyn Queue>, report: Report<'_>) -> Result<Outcome> {
+    let mut source = connect(&config.connect, Side::Source, APPLICATION).await?;
+    let mut slots = slot::of_source(&mut source, &config.name).await?;
+    // The queue's own word, when it can be read; a broken queue must not keep the slot standing.
+    match beginning(queue, &config.name).await {
+        Ok(Beginning::Begun(history)) => slots.push(history.slot),
+        Ok(Beginning::SlotPending(genesis)) => slots.push(genesis.history.slot),
+        Ok(Beginning::Nothing) => {}
+        Err(error) => report(Line::Note(format!("stream {}: {error}", config.name))),
+    }
+    slots.sort();
+    slots.dedup();
+    let mut outcome = Outcome::Unchanged;
+    for name in slots {
+        if slot::drop_slot(&mut source, &name).await? {
+            report(Line::Done(format!("source {}: dropped slot {name}", config.name)));
+            outcome = Outcome::Changed;
+        }
+    }
+    let publication = publication_name(&config.name);
+    if super::init::publication::read(&mut source, &publication).await?.is_some() {
+        run(&mut source, Side::Source, format!("DROP PUBLICATION {}", quote_ident(&publication))).await?;
+        report(Line::Done(format!("source {}: dropped publication {publication}", config.name)));
+        outcome = Outcome::Changed;
+    }
+    Ok(outcome)
+}
+
+async fn clear_replica(config: &ReplicaConfig, report: Report<'_>) -> Result<Outcome> {
+    let mut replica = connect(&config.connect, Side::Replica, APPLICATION).await?;
+    if !ledger::exists(&mut replica).await? {
+        return Ok(Outcome::Unchanged);
+    }
+    for statement in put_off(&mut replica, &config.name).await? {
+        report(Line::Note(format!("replica {}: put off until the copy was complete, and not built: {statement};", config.name)));
+    }
+    let gone = sqlx::query("DELETE FROM millstream.replica WHERE name = $1")
+        .bind(&config.name)
+        .execute(&mut replica)
+        .await
+        .map_err(|e| classify(e, Side::Replica))?;
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM millstream.replica")
+        .fetch_one(&mut replica)
+        .await
+        .map_err(|e| classify(e, Side::Replica))?;
+    if left == 0 {
+        run(&mut replica, Side::Replica, "DROP SCHEMA millstream CASCADE".to_owned()).await?;
+    }
+    if gone.rows_affected() == 0 && left > 0 {
+        return Ok(Outcome::Unchanged);
+    }
+    report(Line::Done(format!("replica {}: dropped its ledger; its tables stay as they are", config.name)));
+    Ok(Outcome::Changed)
+}
+
+async fn put_off(replica: &mut PgConnection, name: &str) -> Result<Vec<String>> {
+    let rows = sqlx::query("SELECT statement FROM millstream.deferred_ddl WHERE replica = $1 AND NOT done ORDER BY ordinal")
+        .bind(name)
+        .fetch_all(replica)
+        .await
+        .map_err(|e| classify(e, Side::Replica))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+async fn clear_registration(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, report: Report<'_>) -> Result<Outcome> {
+    let key = format!("{CONSUMER_PREFIX}{consumer}");
+    if queue.bounds(stream).await?.is_none() || !queue.registry(stream).await?.contains_key(&key) {
+        return Ok(Outcome::Unchanged);
+    }
+    queue.registry_put(stream, &key, None).await.at(|| format!("stream '{stream}'"))?;
+    report(Line::Done(format!("replica {consumer}: its place in the queue is given up")));
+    Ok(Outcome::Changed)
+}
+
+async fn clear_stream(queue: &Arc<dyn Queue>, stream: &str, report: Report<'_>) -> Result<Outcome> {
+    if queue.bounds(stream).await?.is_none() {
+        return Ok(Outcome::Unchanged);
+    }
+    queue.destroy(stream).await.at(|| format!("stream '{stream}'"))?;
+    report(Line::Done(format!("stream {stream}: removed from the queue")));
+    Ok(Outcome::Changed)
+}
+
+async fn run(connection: &mut PgConnection, side: Side, sql: String) -> Result<()> {
+    connection.execute(AssertSqlSafe(sql)).await.map(drop).map_err(|e| classify(e, side))
+}

@@ -1,0 +1,163 @@
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::load::{ROWS, SCHEMA, Writers};
+use crate::support::compare;
+use crate::support::daemon::{Site, pair_configuration};
+use crate::support::postgres::{PgDatabase, shared, shared_replica};
+use crate::support::wait::{LONG, until};
+
+const COPIED: Duration = Duration::from_secs(120);
+
+/// A pair whose copies are many small chunks.
+fn site(source: &PgDatabase<'_>, replica: &PgDatabase<'_>, more: &str) -> Site {
+    let configuration = pair_configuration(&source.url(), &replica.url(), "embedded:{folder}/queue");
+    let settings =
+        format!("tables = [\"public.*\"]\ncopy_chunk_rows = 40\ncopy_workers = 4\nheartbeat_interval = \"200ms\"\n{more}");
+    Site::new(&configuration.replace("tables = [\"public.*\"]", &settings))
+}
+
+async fn databases() -> (PgDatabase<'static>, PgDatabase<'static>) {
+    (shared().await.new_database().await, shared_replica().await.new_database().await)
+}
+
+async fn live(replica: &PgDatabase<'_>) -> bool {
+    replica.query("SELECT 1 FROM millstream.copied_table WHERE state <> 'live'").await.is_ok_and(|rows| rows.is_empty())
+}
+
+const KEYS: &str = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1";
+const CONSTRAINTS: &str = "SELECT conrelid::regclass::text || ' ' || conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint \
+     WHERE connamespace = 'public'::regnamespace ORDER BY 1";
+
+async fn same_keys(source: &PgDatabase<'_>, replica: &PgDatabase<'_>) {
+    for sql in [KEYS, CONSTRAINTS] {
+        assert_eq!(source.query(sql).await.unwrap(), replica.query(sql).await.unwrap());
+    }
+}
+
+/// FAULTS 34. `COPY_ROUNDS` asks for more, `COPY_SEED` replays one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_under_concurrent_writers_is_exact() {
+    let rounds: u64 = std::env::var("COPY_ROUNDS").map_or(3, |text| text.parse().unwrap());
+    let first: u64 = std::env::var("COPY_SEED").map_or_else(|_| rand::random_range(1..1_000_000), |text| text.parse().unwrap());
+    for seed in first..first + rounds {
+        println!("COPY_SEED={seed}");
+        let (source, replica) = databases().await;
+        source.execute(SCHEMA).await;
+        source.execute(ROWS).await;
+        let writers = Writers::start(&source.server.options(&source.name), seed, 4);
+        let site = site(&source, &replica, "");
+        site.must(&["init"]).await;
+        let daemon = site.start();
+        until("the tables to be live", COPIED, async || live(&replica).await).await;
+        let done = writers.stop().await;
+        compare::equal(&source, &replica, COPIED).await;
+        same_keys(&source, &replica).await;
+        assert!(done > 50, "only {done} transactions");
+        daemon.terminate().await;
+        site.must(&["teardown", "--yes"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_killed_again_and_again_goes_on_where_it_was() {
+    let seed: u64 = std::env::var("COPY_SEED").map_or_else(|_| rand::random_range(1..1_000_000), |text| text.parse().unwrap());
+    println!("COPY_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let (source, replica) = databases().await;
+    source.execute(SCHEMA).await;
+    source.execute(ROWS).await;
+    let writers = Writers::start(&source.server.options(&source.name), seed, 3);
+    let site = site(&source, &replica, "copy_max_bytes_per_second = \"400KiB\"");
+    site.must(&["init"]).await;
+    let mut loaded = 0_u64;
+    for _ in 0..12 {
+        let daemon = site.start();
+        tokio::time::sleep(Duration::from_millis(random.random_range(50..900))).await;
+        daemon.kill();
+        if live(&replica).await {
+            break;
+        }
+        let restarts = site.all_logs().matches("first copy starts again").count();
+        let now = replica.value("SELECT count(*) FROM millstream.copy_chunk WHERE state = 'loaded'").await.parse().unwrap();
+        assert!(now >= loaded || restarts > 0, "{now} chunks are loaded, {loaded} were");
+        loaded = now;
+    }
+    let daemon = site.start();
+    until("the tables to be live", COPIED, async || live(&replica).await).await;
+    writers.stop().await;
+    compare::equal(&source, &replica, COPIED).await;
+    same_keys(&source, &replica).await;
+    daemon.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_began_before_the_copy_is_waited_for_and_named() {
+    let (source, replica) = databases().await;
+    source
+        .execute("CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT n, 'x' FROM generate_series(1, 200) n")
+        .await;
+    let site = site(&source, &replica, "");
+    site.must(&["init"]).await;
+    let mut open = source.connection().await;
+    crate::support::sql::query(&mut open, "BEGIN; UPDATE a SET v = 'late' WHERE id = 5 /* the late one */").await.unwrap();
+    let daemon = site.start();
+    let named = async || {
+        let status = site.status().await.unwrap_or_default();
+        let phase = status["replicas"]["reports"]["copy"]["phase"].as_str().unwrap_or_default().to_owned();
+        phase.contains("waiting for transactions") && phase.contains("the late one")
+    };
+    until("the status to name the transaction", LONG, named).await;
+    assert_eq!(replica.value("SELECT count(*) FROM a").await, "0", "no chunk is read before it has ended");
+    crate::support::sql::query(&mut open, "COMMIT").await.unwrap();
+    compare::equal(&source, &replica, LONG).await;
+    daemon.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_a_later_init_adds_are_copied_while_the_others_stay_live() {
+    let (source, replica) = databases().await;
+    source
+        .execute("CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT n, 'x' FROM generate_series(1, 200) n")
+        .await;
+    let site = site(&source, &replica, "");
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    compare::equal(&source, &replica, LONG).await;
+    source
+        .execute("CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO b SELECT n, 'x' FROM generate_series(1, 500) n")
+        .await;
+    site.must(&["init"]).await;
+    source.execute("UPDATE b SET v = 'y' WHERE id % 2 = 0; UPDATE a SET v = 'y'; DELETE FROM b WHERE id % 5 = 0").await;
+    compare::equal(&source, &replica, LONG).await;
+    assert_eq!(daemon.exited(), None);
+    let halts = daemon.log();
+    assert!(!halts.contains("apply halted"), "{halts}");
+    daemon.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_changes_while_it_is_copied_is_copied_again() {
+    let (source, replica) = databases().await;
+    source
+        .execute(
+            "CREATE TABLE a (id int PRIMARY KEY, v varchar(10)); INSERT INTO a SELECT n, 'x' FROM generate_series(1, 2000) n",
+        )
+        .await;
+    let site = site(&source, &replica, "copy_max_bytes_per_second = \"2KiB\"");
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    let some = "SELECT count(*) > 0 FROM millstream.copy_chunk WHERE state = 'loaded'";
+    until("a chunk to be loaded", LONG, async || replica.value(some).await == "t").await;
+    replica.execute("ALTER TABLE a ALTER v TYPE varchar(20)").await;
+    source.execute("ALTER TABLE a ALTER v TYPE varchar(20); UPDATE a SET v = 'longer than ten' WHERE id % 3 = 0").await;
+    daemon.terminate().await;
+    site.configure(&std::fs::read_to_string(site.configuration()).unwrap().replace("\"2KiB\"", "\"1GiB\""));
+    let daemon = site.start();
+    until("the tables to be live", COPIED, async || live(&replica).await).await;
+    compare::equal(&source, &replica, LONG).await;
+    assert!(site.all_logs().contains("starts again"));
+    daemon.terminate().await;
+}
