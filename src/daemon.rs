@@ -65,8 +65,10 @@ pub async fn run(config: Config, roles: Roles) -> Result<()> {
     }
     let mut stop = Stop::listen()?;
     let mut tasks = Tasks::new(CancellationToken::new());
+    // Held until every task has ended: another daemon on the folder then finds it quiet.
+    let mut lock = None;
     let ended = {
-        let work = work(config, roles, &mut tasks);
+        let work = work(config, roles, &mut tasks, &mut lock);
         tokio::pin!(work);
         tokio::select! {
             ended = &mut work => ended,
@@ -86,12 +88,13 @@ pub async fn run(config: Config, roles: Roles) -> Result<()> {
         },
         name = stop.asked() => tracing::warn!(signal = name, "asked a second time: ending at once"),
     }
+    drop(lock);
     tracing::info!("stopped");
     ended
 }
 
 /// Starts everything and watches it.
-async fn work(config: Config, roles: Roles, tasks: &mut Tasks) -> Result<()> {
+async fn work(config: Config, roles: Roles, tasks: &mut Tasks, lock: &mut Option<FolderLock>) -> Result<()> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),
@@ -102,8 +105,12 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks) -> Result<()> {
     );
     let (control, channels) = channels(&config, roles);
     start_telling(&config, &control, tasks);
-    let (queue, _lock) = tokio::select! {
-        opened = open_for_daemon(&config.queue, &control) => opened?,
+    let queue = tokio::select! {
+        opened = open_for_daemon(&config.queue, &control) => {
+            let (queue, taken) = opened?;
+            *lock = taken;
+            queue
+        }
         ended = tasks.watch() => return ended,
     };
     for (source, captured, surveyed) in channels.sources {
@@ -128,10 +135,15 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks) -> Result<()> {
     tasks.watch().await
 }
 
+/// What a source's tasks work on, and where they tell; without a status this daemon does not capture.
+type SourceWork = (SourceConfig, Option<watch::Sender<CaptureStatus>>, watch::Sender<Survey>);
+/// What a replica's applier works on, and where it tells.
+type ReplicaWork = (ReplicaConfig, watch::Sender<ApplyStatus>, Option<Arc<dyn FirstCopy>>);
+
 /// The sending ends for the stages, with what each works on.
 struct Channels {
-    sources: Vec<(SourceConfig, Option<watch::Sender<CaptureStatus>>, watch::Sender<Survey>)>,
-    replicas: Vec<(ReplicaConfig, watch::Sender<ApplyStatus>, Option<Arc<dyn FirstCopy>>)>,
+    sources: Vec<SourceWork>,
+    replicas: Vec<ReplicaWork>,
 }
 
 fn channels(config: &Config, roles: Roles) -> (Arc<Control>, Channels) {
