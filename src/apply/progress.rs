@@ -73,6 +73,9 @@ async fn report(queue: Arc<dyn Queue>, stream: String, consumer: String, mut cur
         let Some(cursor) = cursors.borrow_and_update().clone() else { continue };
         match put(&queue, &stream, &consumer, &of_cursor(&cursor)).await {
             Ok(()) => {
+                if let Err(error) = queue.publish_progress(&stream, &consumer, cursor.offset).await {
+                    tracing::debug!(replica = consumer, %error, "the queue's own tools do not see the replica's progress");
+                }
                 if std::mem::take(&mut failing) {
                     tracing::info!(replica = consumer, "the queue takes the replica's progress again");
                 }

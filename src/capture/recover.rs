@@ -71,8 +71,15 @@ impl EntryPoint {
     /// # Errors
     /// A halt with `not_initialized` when the queue has no such stream; those of the queue.
     pub async fn find(queue: &Arc<dyn Queue>, stream: &str) -> Result<Self> {
-        let bounds = queue.bounds(stream).await?.ok_or_else(|| not_initialized(stream))?;
+        let bounds = queue.bounds(stream).await?;
         let hint = WriterHint::newest(&queue.registry(stream).await?)?;
+        // A registry that names a base, and no log for it to lie in: the topic was deleted, or made anew.
+        let past = hint.filter(|hint| hint.base_offset > QueueOffset(0));
+        if let Some(hint) = past.filter(|_| bounds.is_none_or(|bounds| bounds.end == QueueOffset(0))) {
+            let message = format!("a writer of epoch {} wrote stream '{stream}', and the queue no longer has any of it", hint.epoch);
+            return Err(Error::halt(HaltCode::QueueLost, message));
+        }
+        let bounds = bounds.ok_or_else(|| not_initialized(stream))?;
         let offset = hint.map_or(bounds.start, |hint| hint.base_offset.max(bounds.start));
         let epoch = hint.map_or(Epoch(0), |hint| hint.epoch);
         if bounds.is_empty() {

@@ -31,18 +31,29 @@ impl LogReader {
     /// # Errors
     /// As [`Queue::reader`]; a halt with `queue_lost` when the stream ends before the cursor's record.
     pub async fn open(queue: &Arc<dyn Queue>, stream: &str, start: Start) -> Result<Self> {
-        let bounds = queue.bounds(stream).await?.ok_or_else(|| {
-            Error::halt(HaltCode::NotInitialized, format!("the queue has no stream '{stream}'; run `millstream init`"))
-        })?;
-        let (from, after) = match start {
-            Start::First => (bounds.start, None),
-            Start::Base(offset) => (offset, None),
-            Start::After(cursor) => (cursor.base_offset, Some(cursor)),
+        let bounds = queue.bounds(stream).await?;
+        let (from, after) = match (start, bounds) {
+            // Who holds a cursor has read the stream: that it is not there is loss, if the queue says so again when it opens a reader.
+            (Start::After(cursor), _) => (cursor.base_offset, Some(cursor)),
+            (Start::First, Some(bounds)) => (bounds.start, None),
+            (Start::Base(offset), Some(_)) => (offset, None),
+            (_, None) => {
+                let message = format!("the queue has no stream '{stream}'; run `millstream init`");
+                return Err(Error::halt(HaltCode::NotInitialized, message));
+            }
         };
-        if let Some(cursor) = after.as_ref().filter(|cursor| cursor.offset >= bounds.end) {
+        if let (Some(cursor), Some(bounds)) = (&after, bounds)
+            && cursor.offset >= bounds.end
+        {
             return Err(mismatch(cursor, &format!("the stream ends at {}", bounds.end))).at(|| format!("stream '{stream}'"));
         }
-        let source = queue.reader(stream, from).await.at(|| format!("stream '{stream}'"))?;
+        let source = match (queue.reader(stream, from).await, &after) {
+            (Err(error), Some(cursor)) if error.kind() == ErrorKind::Halt(HaltCode::NotInitialized) => {
+                Err(mismatch(cursor, "it has no such stream"))
+            }
+            (source, _) => source,
+        };
+        let source = source.at(|| format!("stream '{stream}'"))?;
         Ok(Self { stream: stream.to_owned(), source, resume: Resume::new(after), failed: Failed::No })
     }
 

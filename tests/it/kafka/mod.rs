@@ -8,6 +8,7 @@ mod cluster;
 mod faults;
 mod login;
 mod loss;
+mod pair;
 mod registry;
 
 use std::sync::Arc;

@@ -1,0 +1,137 @@
+//! Whole pairs over Kafka: daemons and broker are killed and paused, the log is taken away.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::compare;
+use crate::support::daemon::{Site, pair_configuration};
+use crate::support::kafka::{self, Kafka};
+use crate::support::postgres::{PgDatabase, PgServer};
+use crate::support::prefix::PrefixReader;
+use crate::support::process::Process;
+use crate::support::wait::{LONG, until};
+use crate::support::workload::{Plan, Workload};
+use crate::support::workload_ops::SCHEMA;
+
+/// For a pair to become equal again after the worst.
+const CATCH_UP: Duration = Duration::from_secs(120);
+
+/// The configuration of a pair over this broker.
+fn configuration(kafka: &Kafka, prefix: &str, source: &PgDatabase<'_>, replica: &PgDatabase<'_>) -> String {
+    let pair = pair_configuration(&source.url(), &replica.url(), &format!("kafka://{}", kafka.brokers()));
+    let http = pair.replace("[queue]\n", "[queue]\nmax_bytes = \"1GiB\"\n");
+    format!("{http}\n[queue.kafka]\ntopic_prefix = \"{prefix}\"\nreplication_factor = 1\n")
+}
+
+async fn halted(site: &Site, code: &str) {
+    let quoted = format!("\"{code}\"");
+    let seen = async || site.get("/status").await.is_ok_and(|(_, body)| body.contains(&quoted));
+    until(&format!("a halt with {code}"), CATCH_UP, seen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_over_kafka_survives_kills_of_daemon_and_broker() {
+    let (source, replica, kafka) = tokio::join!(PgServer::start(), PgServer::start(), Kafka::builder().start());
+    let (from, to) = (source.new_database().await, replica.new_database().await);
+    from.execute(SCHEMA).await;
+    let site = Site::new(&configuration(&kafka, "storm.", &from, &to));
+    site.must(&["init"]).await;
+    let workload = Workload::start(&source.options(&from.name), &Plan { large_rows: 20_000, ..Plan::default() });
+    let mut daemon = site.start();
+    site.ready(CATCH_UP).await;
+    let reader = PrefixReader::start(&replica.options(&to.name), Duration::from_millis(10));
+    let mut peak = 0;
+    for round in 0..14_u64 {
+        tokio::time::sleep(Duration::from_millis(300 + round * 131 % 900)).await;
+        match round % 7 {
+            3 => {
+                kafka.node(1).kill();
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                kafka.node(1).start();
+                kafka.ready().await;
+            }
+            5 => {
+                kafka.node(1).pause();
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                kafka.node(1).resume();
+            }
+            _ => {
+                assert!(daemon.exited().is_none(), "the daemon ended by itself:\n{}", daemon.log_tail());
+                peak = peak.max(daemon.kill());
+                daemon = site.start();
+            }
+        }
+    }
+    let tally = workload.stop().await;
+    let compared = compare::equal(&from, &to, CATCH_UP).await;
+    reader.verdict();
+    assert!(tally.changes() > 0 && compared.rows > 0, "nothing was proved: {tally:?} {compared:?}");
+    assert!(peak < 256 << 20, "{} MiB", peak >> 20);
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let logs = site.all_logs();
+    assert!(!logs.contains("panicked"), "{}", site.last_log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn capture_and_apply_work_in_two_daemons_and_a_second_capture_is_fenced() {
+    let (source, replica) = tokio::join!(PgServer::start(), PgServer::start());
+    let kafka = kafka::shared().await;
+    let (from, to) = (source.new_database().await, replica.new_database().await);
+    from.execute(SCHEMA).await;
+    let text = configuration(kafka, &kafka.prefix("roles"), &from, &to);
+    let (capture, apply) = (Site::new(&text), Site::new(&text));
+    capture.must(&["init"]).await;
+    let roles = |site: &Site, role: &str| Process::spawn(site.command(&["run", "--roles", role])).expect("a daemon");
+    let first = roles(&capture, "capture");
+    let applier = roles(&apply, "apply");
+    let workload = Workload::start(&source.options(&from.name), &Plan::default());
+    apply.ready(CATCH_UP).await;
+    // A machine that stands still; another takes its place; the first comes back.
+    first.signal(Signal::STOP);
+    let sql = "SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots WHERE active_pid IS NOT NULL";
+    from.execute(sql).await;
+    let standby = Site::new(&text);
+    let second = roles(&standby, "capture");
+    let done = workload.tally.transactions();
+    until("the second capture to work", LONG, async || workload.tally.transactions() > done + 200).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    first.signal(Signal::CONT);
+    let done = workload.tally.transactions();
+    until("more transactions", LONG, async || workload.tally.transactions() > done + 500).await;
+    workload.stop().await;
+    compare::equal(&from, &to, CATCH_UP).await;
+    drop((first, second, applier));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_deleted_halts_and_is_never_made_anew() {
+    let (source, replica) = tokio::join!(PgServer::start(), PgServer::start());
+    let kafka = kafka::shared().await;
+    let (from, to) = (source.new_database().await, replica.new_database().await);
+    from.execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    let prefix = kafka.prefix("deleted");
+    let site = Site::new(&configuration(kafka, &prefix, &from, &to));
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    site.ready(CATCH_UP).await;
+    from.execute("INSERT INTO t SELECT n, 'before' FROM generate_series(1, 1000) n").await;
+    compare::equal(&from, &to, CATCH_UP).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    from.execute("UPDATE t SET v = 'while it was away'").await;
+
+    kafka.delete_topic(&format!("{prefix}shop")).await;
+    let daemon = site.start();
+    halted(&site, "queue_lost").await;
+    assert!(daemon.exited().is_none(), "a halt does not end the daemon");
+    let untouched = to.value("SELECT count(*) FROM t WHERE v = 'before'").await;
+    assert_eq!(untouched, "1000");
+    let queue = millstream::queue::kafka::KafkaQueue::open(millstream::queue::kafka::KafkaSettings::new(
+        kafka.brokers(),
+        kafka.properties(),
+        prefix,
+        1,
+    ))
+    .unwrap();
+    assert_eq!(millstream::queue::Queue::bounds(&*queue, "shop").await.unwrap(), None);
+}
