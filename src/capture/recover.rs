@@ -76,7 +76,8 @@ impl EntryPoint {
         // A registry that names a base, and no log for it to lie in: the topic was deleted, or made anew.
         let past = hint.filter(|hint| hint.base_offset > QueueOffset(0));
         if let Some(hint) = past.filter(|_| bounds.is_none_or(|bounds| bounds.end == QueueOffset(0))) {
-            let message = format!("a writer of epoch {} wrote stream '{stream}', and the queue no longer has any of it", hint.epoch);
+            let message =
+                format!("a writer of epoch {} wrote stream '{stream}', and the queue no longer has any of it", hint.epoch);
             return Err(Error::halt(HaltCode::QueueLost, message));
         }
         let bounds = bounds.ok_or_else(|| not_initialized(stream))?;
