@@ -26,6 +26,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 use foldhash::fast::RandomState;
 
+use super::rows::{RowSet, set_columns};
 use crate::event::{Cell, OldImage, Row};
 
 /// What compaction must know of a table.
@@ -42,143 +43,6 @@ pub struct Shape {
 /// The changes do not fold per key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Irregular;
-
-/// Rows of equal width in one allocation: the new cells, then the cells that find the row.
-#[derive(Debug)]
-pub struct RowSet<'a> {
-    columns: usize,
-    width: usize,
-    cells: Vec<Cell<'a>>,
-}
-
-impl<'a> RowSet<'a> {
-    /// Rows of some new cells and some finding cells.
-    #[must_use]
-    pub fn new(columns: usize, finders: usize) -> Self {
-        Self { columns, width: columns + finders, cells: Vec::new() }
-    }
-
-    /// Number of rows.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.cells.len().checked_div(self.width).unwrap_or(0)
-    }
-
-    /// True without rows.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.cells.is_empty()
-    }
-
-    /// Where the finding cells begin.
-    #[must_use]
-    pub fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// A row: new cells, then finding cells.
-    #[must_use]
-    pub fn row(&self, index: u32) -> &[Cell<'a>] {
-        let start = index as usize * self.width;
-        &self.cells[start..start + self.width]
-    }
-
-    /// The cells that find a row.
-    #[must_use]
-    pub fn finders(&self, index: u32) -> &[Cell<'a>] {
-        &self.row(index)[self.columns..]
-    }
-
-    fn row_mut(&mut self, index: u32) -> &mut [Cell<'a>] {
-        let start = index as usize * self.width;
-        &mut self.cells[start..start + self.width]
-    }
-
-    /// Appends a row whose finding cells are NULL for now. Missing cells are NULL.
-    pub fn push(&mut self, new: Option<&'a Row>) -> u32 {
-        let index = self.len() as u32;
-        if let Some(row) = new {
-            self.cells.extend(row.iter().take(self.columns));
-        }
-        self.cells.resize((index as usize + 1) * self.width, Cell::Null);
-        index
-    }
-
-    /// Sets a row's finding cells from some cells of a row.
-    pub fn set_finders(&mut self, index: u32, from: &'a Row, columns: &[usize]) {
-        let at = self.columns;
-        let row = self.row_mut(index);
-        pick(from, columns, |nth, cell| row[at + nth] = cell);
-    }
-
-    /// Copies some new cells of a row over its finding cells.
-    fn find_by_new(&mut self, index: u32, columns: &[usize]) {
-        let at = self.columns;
-        let row = self.row_mut(index);
-        for (nth, &column) in columns.iter().enumerate() {
-            row[at + nth] = row[column];
-        }
-    }
-
-    /// Fills unchanged cells of a row from a whole image of it.
-    pub fn complete(&mut self, index: u32, from: &'a Row) {
-        let columns = self.columns;
-        for (cell, known) in self.row_mut(index)[..columns].iter_mut().zip(from.iter()) {
-            if *cell == Cell::Unchanged {
-                *cell = known;
-            }
-        }
-    }
-
-    /// Appends the rows of another set of the same width.
-    pub fn append(&mut self, other: &Self) {
-        debug_assert_eq!(self.width, other.width);
-        self.cells.extend_from_slice(&other.cells);
-    }
-
-    fn pop(&mut self) {
-        self.cells.truncate(self.cells.len() - self.width);
-    }
-
-    fn incomplete(&self, index: u32) -> bool {
-        self.row(index)[..self.columns].contains(&Cell::Unchanged)
-    }
-
-    /// Lays the changed cells of one row over another.
-    fn overlay(&mut self, onto: u32, from: u32) {
-        for column in 0..self.columns {
-            let cell = self.row(from)[column];
-            if cell != Cell::Unchanged {
-                self.row_mut(onto)[column] = cell;
-            }
-        }
-    }
-
-    /// Fills the unchanged cells of one row from another.
-    fn fill(&mut self, row: u32, from: u32) {
-        for column in 0..self.columns {
-            if self.row(row)[column] == Cell::Unchanged {
-                let cell = self.row(from)[column];
-                self.row_mut(row)[column] = cell;
-            }
-        }
-    }
-}
-
-/// Gives some cells of a row, in the order of `columns`, which need not be ascending.
-fn pick<'a>(row: &'a Row, columns: &[usize], mut take: impl FnMut(usize, Cell<'a>)) {
-    if let [only] = columns {
-        if let Some(cell) = row.iter().nth(*only) {
-            take(0, cell);
-        }
-        return;
-    }
-    for (index, cell) in row.iter().enumerate() {
-        for (nth, _) in columns.iter().enumerate().filter(|(_, column)| **column == index) {
-            take(nth, cell);
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Now {
@@ -279,7 +143,7 @@ impl<'a> Compactor<'a> {
     /// True when no new key cell differs from the one that finds the row. A key cell may be unchanged (a long value kept out of
     /// line); it is filled in.
     fn keeps_key(&mut self, slot: u32) -> bool {
-        let at = self.rows.columns;
+        let at = self.rows.columns();
         let row = self.rows.row_mut(slot);
         let mut same = true;
         for (nth, &column) in self.shape.key.iter().enumerate() {
@@ -313,9 +177,7 @@ impl<'a> Compactor<'a> {
                 }
                 // The slot stands for the old key; the new row gets one of its own.
                 self.register(slot, hash, true, Now::Gone);
-                let width = self.rows.width;
-                let start = slot as usize * width;
-                self.rows.cells.extend_from_within(start..start + width);
+                self.rows.push_again(slot);
             }
             (_, Some(entry)) => {
                 if self.shape.extra && self.entries[entry as usize].existed {
@@ -427,7 +289,7 @@ pub struct Net<'a> {
 
 impl Net<'_> {
     fn add_update(&mut self, index: u32, key: &[usize]) {
-        let row = &self.rows.row(index)[..self.rows.columns];
+        let row = &self.rows.row(index)[..self.rows.columns()];
         let fits = |group: &UpdateGroup| set_columns(row, key).eq(group.set.iter().copied());
         // The last group first: neighbours mostly set the same columns.
         if let Some(group) = self.updates.iter_mut().rev().find(|group| fits(group)) {
@@ -436,11 +298,6 @@ impl Net<'_> {
             self.updates.push(UpdateGroup { set: set_columns(row, key).collect(), rows: vec![index] });
         }
     }
-}
-
-/// Columns that an update of a row sets: known cells, without those of the key.
-pub fn set_columns<'r>(row: &'r [Cell<'_>], key: &'r [usize]) -> impl Iterator<Item = usize> + 'r {
-    row.iter().enumerate().filter(|(column, cell)| **cell != Cell::Unchanged && !key.contains(column)).map(|(column, _)| column)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod lag;
 pub mod merge;
 pub mod progress;
 pub mod read;
+pub mod rows;
 pub mod runs;
 pub mod session;
 pub mod status;

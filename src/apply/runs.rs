@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::compact::{RowSet, set_columns};
+use super::rows::{RowSet, set_columns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Cell, Change, Identity, OldImage, Row, SchemaId, TableSchema};
 use crate::halt::HaltCode;

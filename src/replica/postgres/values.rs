@@ -9,7 +9,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
 
-use crate::apply::compact::RowSet;
+use crate::apply::rows::RowSet;
 use crate::event::Cell;
 
 /// `text` and `text[]` (src/include/catalog/pg_type.dat).

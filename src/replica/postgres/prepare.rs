@@ -1,0 +1,121 @@
+//! Before changes are planned: their tables' versions fitted to the replica, and how they must be written.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ledger::CopyState;
+use super::plan::Style;
+use super::replica::PostgresReplica;
+use super::tables::Table;
+use super::{catalog, ledger};
+use crate::apply::first_copy::Schemas;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Change, SchemaId};
+use crate::halt::HaltCode;
+
+/// Definitions of tables are read again after this long.
+const CATALOG_AGE: Duration = Duration::from_mins(5);
+
+/// How a set of tables must be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mode {
+    /// Under the ordinary role, constraints deferred, because of a deferrable constraint.
+    pub(super) origin: bool,
+    /// Foreign keys and triggers fire.
+    pub(super) enforced: bool,
+    pub(super) style: Style,
+}
+
+impl PostgresReplica {
+    /// Fits every table version that changes use.
+    pub(super) async fn prepare(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
+        let mut last = None;
+        for change in changes {
+            let ids: &[SchemaId] = match change {
+                Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => {
+                    std::slice::from_ref(table)
+                }
+                Change::Truncate { tables, .. } => tables,
+                Change::Message { .. } => &[],
+            };
+            for &id in ids {
+                if last != Some(id) && !self.is_fresh(id) {
+                    self.fit(id, schemas).await?;
+                }
+                last = Some(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_fresh(&self, id: SchemaId) -> bool {
+        let fresh =
+            |table: &Arc<Table>| self.catalogs.get(&table.schema.table).is_some_and(|(read, _)| read.elapsed() < CATALOG_AGE);
+        self.tables.get(&id).is_some_and(fresh)
+    }
+
+    async fn fit(&mut self, id: SchemaId, schemas: &Schemas) -> Result<()> {
+        let schema = schemas.get(&id).ok_or_else(|| {
+            Error::new(ErrorKind::Malformed, format!("a change of table version {}, which no record before it has", id.0))
+        })?;
+        if matches!(self.members.get(&schema.table), None | Some(CopyState::Pending)) {
+            self.read_members().await?;
+        }
+        if self.members.get(&schema.table) == Some(&CopyState::Pending) {
+            let message = format!("table {} has come to the replica and is to be copied first", schema.table);
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        if !self.members.contains_key(&schema.table) {
+            let message = format!(
+                "table {} is in the log but not among the tables of replica '{}'; run `millstream init` to copy it, or exclude it \
+                 from the source's tables",
+                schema.table, self.name
+            );
+            return Err(Error::halt(HaltCode::SchemaMismatch, message));
+        }
+        let known = self.catalogs.get(&schema.table).filter(|(read, _)| read.elapsed() < CATALOG_AGE);
+        let catalog = if let Some((_, catalog)) = known {
+            Arc::clone(catalog)
+        } else {
+            let catalog = Arc::new(catalog::read(&mut self.connection, &schema.table).await?);
+            self.catalogs.insert(schema.table.clone(), (Instant::now(), Arc::clone(&catalog)));
+            // Every version of the table is fitted again.
+            self.tables.retain(|_, table| table.schema.table != schema.table);
+            catalog
+        };
+        self.tables.insert(id, Arc::new(Table::fit(schema, &catalog)?));
+        Ok(())
+    }
+
+    async fn read_members(&mut self) -> Result<()> {
+        let tables = ledger::tables(&mut self.connection, &self.name).await?;
+        self.members = tables.into_iter().collect();
+        Ok(())
+    }
+
+    /// How changes must be written; `under_origin` when their transaction runs so already.
+    pub(super) fn mode(&self, changes: &[Change], under_origin: bool) -> Mode {
+        let mut used: Vec<&Arc<Table>> = Vec::new();
+        let mut last = None;
+        for change in changes {
+            if let Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } = change
+                && last != Some(*table)
+            {
+                last = Some(*table);
+                if let Some(table) = self.tables.get(table)
+                    && !used.iter().any(|known| Arc::ptr_eq(known, table))
+                {
+                    used.push(table);
+                }
+            }
+        }
+        let origin = under_origin || (self.replica_role && used.iter().any(|table| table.deferrable));
+        let enforced = origin || !self.replica_role;
+        let style = match (enforced && used.iter().any(|table| table.entangled), self.careful) {
+            (true, _) => Style::Ordered,
+            (false, 0) => Style::Net,
+            (false, _) => Style::Careful,
+        };
+        Mode { origin, enforced, style }
+    }
+}

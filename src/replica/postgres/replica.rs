@@ -1,0 +1,225 @@
+//! The claimed replica: replica transactions from BEGIN to COMMIT, and what happens when one is refused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use super::catalog::Catalog;
+use super::errors::{SHORT_WAIT, within};
+use super::ledger::CopyState;
+use super::plan::{Style, Tables, Work};
+use super::prepare::Mode;
+use super::write::{STATEMENT_WAIT, Writer};
+use super::{blame, errors, ledger, plan};
+use crate::apply::first_copy::Schemas;
+use crate::apply::merge::Batch;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::{ApplyEpoch, Change, TableName, TransactionHeader};
+use crate::failpoint;
+use crate::halt::HaltCode;
+use crate::replica::{Applied, Replica, Step};
+
+/// Batches for which tables with a second unique key go in order, after one went in only by pieces.
+const CAREFUL_BATCHES: u32 = 50;
+
+/// A claimed PostgreSQL replica.
+pub(super) struct PostgresReplica {
+    pub(super) connection: PgConnection,
+    pub(super) name: String,
+    epoch: ApplyEpoch,
+    /// Triggers and foreign keys do not fire.
+    pub(super) replica_role: bool,
+    pub(super) catalogs: HashMap<TableName, (Instant, Arc<Catalog>)>,
+    pub(super) tables: Tables,
+    /// Tables that the ledger knows.
+    pub(super) members: HashMap<TableName, CopyState>,
+    pub(super) careful: u32,
+    large: Option<Large>,
+}
+
+/// The open replica transaction of a huge source transaction.
+struct Large {
+    header: Arc<TransactionHeader>,
+    /// Runs under the ordinary role, constraints deferred.
+    origin: bool,
+    changes: u64,
+}
+
+#[async_trait]
+impl Replica for PostgresReplica {
+    async fn apply(&mut self, batch: &Batch, schemas: &Schemas) -> Result<Applied> {
+        self.careful = self.careful.saturating_sub(1);
+        let mut applied = Applied::default();
+        // Ranges of transactions still to apply, the next one last.
+        let mut ranges = vec![(0, batch.marks.len())];
+        while let Some((from, to)) = ranges.pop() {
+            let error = match self.apply_range(batch, from, to, schemas, None).await {
+                Ok(()) => {
+                    applied.commits += 1;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            if !worth_splitting(&error) {
+                return Err(blame::at_marks(error, &batch.marks[from..to]));
+            }
+            applied.replayed = true;
+            self.roll_back().await?;
+            if to - from > 1 {
+                let middle = from + (to - from) / 2;
+                ranges.extend([(middle, to), (from, middle)]);
+            } else {
+                let culprit = self.apply_range(batch, from, to, schemas, Some(Style::OneByOne)).await;
+                culprit.map_err(|error| blame::at_marks(error, &batch.marks[from..to]))?;
+                applied.commits += 1;
+            }
+        }
+        if applied.replayed {
+            self.careful = CAREFUL_BATCHES;
+        }
+        Ok(applied)
+    }
+
+    async fn advance(&mut self, step: &Step) -> Result<()> {
+        ledger::step(&mut self.connection, &self.name, self.epoch, step, SHORT_WAIT).await
+    }
+
+    async fn begin_large(&mut self, header: &Arc<TransactionHeader>) -> Result<()> {
+        begin(&mut self.connection, false).await?;
+        ledger::hold_epoch_alone(&mut self.connection, &self.name, self.epoch).await?;
+        self.large = Some(Large { header: Arc::clone(header), origin: false, changes: 0 });
+        Ok(())
+    }
+
+    async fn apply_piece(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
+        let Some(header) = self.large.as_ref().map(|large| Arc::clone(&large.header)) else {
+            return Err(Error::new(ErrorKind::Unexpected, "a piece of a transaction that was not begun"));
+        };
+        self.piece(changes, schemas).await.map_err(|error| blame::at_transaction(error, &header))
+    }
+
+    async fn commit_large(&mut self, step: &Step) -> Result<()> {
+        ledger::step(&mut self.connection, &self.name, self.epoch, step, SHORT_WAIT).await?;
+        self.commit().await?;
+        self.large = None;
+        Ok(())
+    }
+
+    async fn roll_back_large(&mut self) -> Result<()> {
+        self.large = None;
+        self.roll_back().await
+    }
+
+    fn forget_tables(&mut self) {
+        self.catalogs.clear();
+        self.tables.clear();
+        self.members.clear();
+    }
+}
+
+/// The rows were refused, or a table does not fit: other transactions of the batch may go in without them.
+fn worth_splitting(error: &Error) -> bool {
+    errors::concerns_rows(error) || error.kind() == ErrorKind::Halt(HaltCode::SchemaMismatch)
+}
+
+impl PostgresReplica {
+    /// On a session that holds the lock and has raised the epoch.
+    pub(super) fn new(connection: PgConnection, name: String, epoch: ApplyEpoch, replica_role: bool) -> Self {
+        Self {
+            connection,
+            name,
+            epoch,
+            replica_role,
+            catalogs: HashMap::new(),
+            tables: Tables::default(),
+            members: HashMap::new(),
+            careful: 0,
+            large: None,
+        }
+    }
+
+    /// Applies some transactions of a batch in one replica transaction.
+    async fn apply_range(
+        &mut self,
+        batch: &Batch,
+        from: usize,
+        to: usize,
+        schemas: &Schemas,
+        style: Option<Style>,
+    ) -> Result<()> {
+        let changes = &batch.changes[batch.changes_of(from, to)];
+        let Some(step) = batch.step(from, to) else { return Ok(()) };
+        self.prepare(changes, schemas).await?;
+        let mut mode = self.mode(changes, false);
+        mode.style = style.unwrap_or(mode.style);
+        let work = plan::plan(changes, &self.tables, mode.style)?;
+        begin(&mut self.connection, mode.origin).await?;
+        ledger::step(&mut self.connection, &self.name, self.epoch, &step, SHORT_WAIT).await?;
+        failpoint::hit("apply.ledger_moved")?;
+        carry_out(&mut self.connection, &work, &self.tables, mode).await?;
+        drop(work);
+        self.commit().await
+    }
+
+    async fn piece(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
+        self.prepare(changes, schemas).await?;
+        let (origin, before) = self.large.as_ref().map_or((false, 0), |large| (large.origin, large.changes));
+        let mode = self.mode(changes, origin);
+        if mode.origin && !origin {
+            within(SHORT_WAIT, "switching roles", self.connection.execute(AssertSqlSafe(UNDER_ORIGIN))).await?;
+        }
+        within(SHORT_WAIT, "setting a savepoint", self.connection.execute("SAVEPOINT piece")).await?;
+        let work = plan::plan(changes, &self.tables, mode.style)?;
+        match carry_out(&mut self.connection, &work, &self.tables, mode).await {
+            Err(error) if errors::concerns_rows(&error) => {
+                drop(work);
+                within(SHORT_WAIT, "going back", self.connection.execute("ROLLBACK TO SAVEPOINT piece")).await?;
+                let mode = Mode { style: Style::OneByOne, ..mode };
+                let work = plan::plan(changes, &self.tables, mode.style)?;
+                carry_out(&mut self.connection, &work, &self.tables, mode)
+                    .await
+                    .at(|| format!("piece behind change {before}"))?;
+            }
+            done => done?,
+        }
+        failpoint::hit("apply.piece")?;
+        within(SHORT_WAIT, "ending a savepoint", self.connection.execute("RELEASE SAVEPOINT piece")).await?;
+        if let Some(large) = &mut self.large {
+            large.origin = mode.origin;
+            large.changes += changes.len() as u64;
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        failpoint::hit("apply.before_commit")?;
+        within(STATEMENT_WAIT, "COMMIT", self.connection.execute("COMMIT")).await.map(drop)
+    }
+
+    async fn roll_back(&mut self) -> Result<()> {
+        within(SHORT_WAIT, "ROLLBACK", self.connection.execute("ROLLBACK")).await.map(drop)
+    }
+}
+
+/// For the rest of the transaction: constraints that the replica role would switch off are checked at COMMIT.
+const UNDER_ORIGIN: &str = "SET LOCAL session_replication_role = origin; SET CONSTRAINTS ALL DEFERRED";
+
+async fn begin(connection: &mut PgConnection, origin: bool) -> Result<()> {
+    let sql = if origin { format!("BEGIN; {UNDER_ORIGIN}") } else { "BEGIN".to_owned() };
+    within(SHORT_WAIT, "BEGIN", connection.execute(AssertSqlSafe(sql))).await.map(drop)
+}
+
+async fn carry_out(connection: &mut PgConnection, work: &[Work<'_>], tables: &Tables, mode: Mode) -> Result<()> {
+    let one_by_one = mode.style == Style::OneByOne;
+    let mut writer = Writer { connection, enforced: mode.enforced, one_by_one };
+    for item in work {
+        writer
+            .work(item, tables)
+            .await
+            .map_err(|error| if one_by_one { blame::at_change(error, item, tables) } else { error })?;
+    }
+    Ok(())
+}
