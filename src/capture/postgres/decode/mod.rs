@@ -23,7 +23,7 @@ const EPOCH_2000_US: i64 = 946_684_800_000_000;
 /// Reads one message. `in_stream`: between Stream Start and Stream Stop.
 ///
 /// # Errors
-/// [`ErrorKind::Malformed`], with the byte where it goes wrong.
+/// [`crate::ErrorKind::Malformed`], with the byte where it goes wrong.
 #[inline]
 pub fn decode(bytes: &[u8], in_stream: bool) -> Result<PgOutput<'_>> {
     let mut input = Input::new(bytes);
