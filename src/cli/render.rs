@@ -7,7 +7,9 @@ use crate::config::ByteSize;
 use crate::control::model::{Copy, Halt, Rate, Replica, Source, Status};
 
 const WIDTH: usize = 80;
-const LABEL: usize = 14;
+const LABEL: usize = 15;
+/// A budget that lasts longer is not worth a word.
+const FAR_SECONDS: u64 = 30 * 86400;
 
 /// The document as text.
 #[must_use]
@@ -85,8 +87,8 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
     if let Some(bytes) = source.retained.bytes {
         let left = match (source.retained.exceeded, source.retained.budget_seconds) {
             (true, _) => "; THE BUDGET HAS ENDED".to_owned(),
-            (false, Some(seconds)) => format!("; ends in {} at this rate", duration(seconds as f64)),
-            (false, None) => String::new(),
+            (false, Some(seconds)) if seconds < FAR_SECONDS => format!("; ends in {} at this rate", duration(seconds as f64)),
+            (false, _) => String::new(),
         };
         page.text("retained", &format!("{} of {} at the source{left}", ByteSize(bytes), ByteSize(source.retained.budget_bytes)));
     }

@@ -17,7 +17,7 @@ pub const EXAMPLE: &str = "Examples:
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// What this daemon does; everything by default. With an embedded queue all roles run in one daemon.
-    #[arg(long, value_name = "ROLE,…", value_delimiter = ',')]
+    #[arg(long, value_name = "ROLE,…", value_delimiter = ',', env = "MILLSTREAM_ROLES")]
     roles: Vec<Role>,
 }
 

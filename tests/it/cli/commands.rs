@@ -11,7 +11,7 @@ use crate::support::daemon::{Site, binary};
 use crate::support::wait::until;
 
 /// Every command that has a help page of its own.
-const COMMANDS: &[&[&str]] = &[&["run"], &["check"], &["init"], &["status"], &["log", "tail"], &["explain"]];
+const COMMANDS: &[&[&str]] = &[&["run"], &["check"], &["init"], &["teardown"], &["status"], &["log", "tail"], &["explain"]];
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(binary()).args(arguments).env_remove("MILLSTREAM_CONFIG").output().unwrap();

@@ -4,6 +4,7 @@ mod commands;
 mod config;
 mod deploy;
 mod http;
+mod pair;
 mod status;
 mod tail;
 
