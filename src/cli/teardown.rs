@@ -34,6 +34,7 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
+    super::init::as_the_daemons_user(&config)?;
     let options = TeardownOptions { source: arguments.source, replica: arguments.replica };
     let lines = describe(&config, &options)?;
     if !arguments.yes && !confirmed(&lines)? {
