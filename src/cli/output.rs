@@ -16,10 +16,10 @@ pub fn print(text: &str) -> Result<()> {
     })
 }
 
-/// As [`print`], and a line end.
+/// As [`print()`], and a line end.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_line(text: &str) -> Result<()> {
     print(&format!("{text}\n"))
 }

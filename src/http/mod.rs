@@ -1,6 +1,6 @@
 //! The daemon over HTTP: `/healthz`, `/readyz`, `/status`, `/metrics`. Reads only; nothing can be changed over it.
 //!
-//! Loopback by default. Off loopback every path but `/healthz` needs the bearer token ([`guard`]). A request has limits in
+//! Loopback by default. Off loopback every path but `/healthz` needs the bearer token ([`Guard`]). A request has limits in
 //! size, time and number, so that a stuck or hostile client costs the daemon nothing.
 //!
 //! The data path does not depend on it: an address that cannot be had is tried again and said.
