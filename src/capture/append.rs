@@ -333,7 +333,7 @@ impl LogWriter {
         Ok(false)
     }
 
-    /// As [`Outbox::advance`].
+    /// As `Outbox::advance`.
     ///
     /// # Errors
     /// Those of the queue. The writer is dead then.

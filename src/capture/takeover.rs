@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Why a hint can be believed. A base that a stale writer appended behind a newer fence is void, and whoever began to read there would believe
-//! it. A writer announces a base after it is durable and after it has looked for newer claims ([`put_hint`]). If a fence stands before that base, its
+//! it. A writer announces a base after it is durable and after it has looked for newer claims (`put_hint`). If a fence stands before that base, its
 //! claim was in the registry before the fence was in the log, so before the base was durable: the look finds it, and the stale writer stops.
 //!
 //! Rejected: reading the whole stream to its end before the fence. The end moves while another writer lives, and Kafka cannot say

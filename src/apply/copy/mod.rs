@@ -24,7 +24,7 @@
 //!    progress in it has ended: a commit can be in the log, before the cursor, and not yet be visible; and what a transaction
 //!    wrote before its table was published never comes.
 //! 3. Chunks ([`crate::capture::snapshot`]).
-//! 4. The replay, from the cursor, through [`replay::Replay`].
+//! 4. The replay, from the cursor, through `replay::Replay`.
 //! 5. At the first commit at or past the highest insert LSN that was read after any chunk's snapshot, every transaction that any
 //!    snapshot sees has come by, so the tables are at one commit boundary: deferred keys are built, the tables go live.
 //!

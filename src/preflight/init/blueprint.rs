@@ -26,7 +26,7 @@ impl Blueprint {
     /// Reads it.
     ///
     /// # Errors
-    /// The server's; as [`types::needed`]; [`ErrorKind::Busy`] when a table goes away meanwhile.
+    /// The server's; as `types::needed`; [`ErrorKind::Busy`] when a table goes away meanwhile.
     pub async fn read(source: &mut PgConnection, resolved: &Resolved) -> Result<Self> {
         let mut order: BTreeMap<u32, usize> = BTreeMap::new();
         for table in &resolved.tables {
