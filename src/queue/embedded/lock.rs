@@ -4,10 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Context, Error, ErrorKind, Result};
+
+/// How long to wait for a lock that is held for moments.
+const WAIT: Duration = Duration::from_secs(10);
 
 /// A lock that is held until it is dropped. The file stays: removing it would let two hold it.
 #[derive(Debug)]
@@ -46,10 +50,25 @@ impl FolderLock {
         Ok(Self { _file: file })
     }
 
-    /// Takes a lock that is only ever held for moments, waiting for it.
+    /// Takes a lock that is only ever held for moments, waiting for it. Blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Held`] when it is not free for long: its holder was stopped.
     pub(super) fn wait(path: &Path) -> Result<Self> {
         let file = open(path)?;
-        flock(&file, FlockOperation::LockExclusive).map_err(std::io::Error::from).at(|| path.display().to_string())?;
-        Ok(Self { _file: file })
+        let deadline = Instant::now() + WAIT;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let message = format!("{} has been held by another process for {WAIT:?}", path.display());
+                    return Err(Error::new(ErrorKind::Held, message));
+                }
+                Err(errno) => return Err(std::io::Error::from(errno)).at(|| path.display().to_string()),
+            }
+        }
     }
 }

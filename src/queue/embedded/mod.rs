@@ -84,14 +84,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::append::Appender;
 use self::read::Place;
 use self::reader::EmbeddedReader;
-use self::storage::{DiskFolder, Folder, replace, sync_folder};
+use self::storage::{DiskFolder, sync_folder};
+use self::stream::{Known, Progress, Stream, bounds, create, read_stream_file};
 use self::writer::EmbeddedWriter;
 use super::{Bounds, Queue, QueueReader, QueueWriter};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -106,6 +106,7 @@ mod reader;
 mod registry;
 mod segment;
 mod storage;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod trim;
@@ -139,66 +140,6 @@ pub struct EmbeddedQueue {
     streams: Mutex<HashMap<String, Arc<Stream>>>,
 }
 
-/// What this process knows of a stream.
-struct Stream {
-    name: String,
-    id: u64,
-    folder: DiskFolder,
-    progress: watch::Sender<Progress>,
-}
-
-/// What the writer of this process has said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Progress {
-    /// Records before this offset are durable.
-    durable: u64,
-    /// A writer of this process has the lock.
-    live: bool,
-    /// Its owner has dropped it; it writes what it has accepted.
-    closing: bool,
-    /// It died: what the files hold past `durable` may not be on disk.
-    failed: bool,
-    /// The stream was removed.
-    gone: bool,
-}
-
-/// The same, as a reader of the files needs it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Known {
-    /// Records before this offset are durable.
-    durable: u64,
-    /// A writer of this process has the lock: nothing but `durable` counts.
-    live: bool,
-    /// Marks in the files may be believed past `durable`.
-    trust_files: bool,
-}
-
-impl Progress {
-    fn known(self) -> Known {
-        Known { durable: self.durable, live: self.live, trust_files: !self.live && !self.failed }
-    }
-}
-
-impl Stream {
-    fn update(&self, change: impl FnOnce(&mut Progress)) {
-        self.progress.send_modify(change);
-    }
-
-    fn known(&self) -> Known {
-        self.progress.borrow().known()
-    }
-}
-
-/// Contents of `stream.json`.
-#[derive(Serialize, Deserialize)]
-struct StreamFile {
-    version: u32,
-    name: String,
-    folder_id: String,
-}
-
-const STREAM_FILE: &str = "stream.json";
-const STREAM_VERSION: u32 = 1;
 const WRITER_LOCK: &str = "writer.lock";
 const REGISTRY_LOCK: &str = "registry.lock";
 /// Names of folders that are being removed begin so; no stream's does.
@@ -240,7 +181,9 @@ impl EmbeddedQueue {
     /// [`ErrorKind::Held`] when another daemon has it, saying which.
     pub fn lock_daemon(folder: &Path) -> Result<FolderLock> {
         DiskFolder::new(folder).make().at(|| folder.display().to_string())?;
-        FolderLock::try_take(&folder.join("daemon.lock"), &format!("the queue folder {}", folder.display()))
+        let lock = FolderLock::try_take(&folder.join("daemon.lock"), &format!("the queue folder {}", folder.display()))?;
+        remove_leftovers(folder).at(|| folder.display().to_string())?;
+        Ok(lock)
     }
 
     fn path_of(&self, stream: &str) -> PathBuf {
@@ -249,9 +192,10 @@ impl EmbeddedQueue {
     }
 
     /// What is known of a stream; `None` when it was never created.
-    fn stream(&self, name: &str) -> Result<Option<Arc<Stream>>> {
+    async fn stream(&self, name: &str) -> Result<Option<Arc<Stream>>> {
         let folder = DiskFolder::new(self.path_of(name));
-        let Some(id) = read_stream_file(&folder)? else { return Ok(None) };
+        let (folder, id) = run(move || read_stream_file(&folder).map(|id| (folder, id))).await?;
+        let Some(id) = id else { return Ok(None) };
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = streams.get(name) {
             if stream.id == id {
@@ -266,8 +210,8 @@ impl EmbeddedQueue {
         Ok(Some(stream))
     }
 
-    fn known_stream(&self, name: &str) -> Result<Arc<Stream>> {
-        self.stream(name)?.ok_or_else(|| {
+    async fn known_stream(&self, name: &str) -> Result<Arc<Stream>> {
+        self.stream(name).await?.ok_or_else(|| {
             Error::halt(HaltCode::NotInitialized, format!("the queue has no stream '{name}'; run `millstream init`"))
         })
     }
@@ -293,60 +237,15 @@ impl EmbeddedQueue {
     }
 }
 
-fn read_stream_file(folder: &DiskFolder) -> Result<Option<u64>> {
-    let Some(bytes) = registry::read_small(folder, STREAM_FILE)? else { return Ok(None) };
-    let corrupt = || Error::new(ErrorKind::Corrupt, format!("{STREAM_FILE} in {} cannot be read", folder.path().display()));
-    let file: StreamFile = serde_json::from_slice(&bytes).map_err(|e| corrupt().with_source(e))?;
-    if file.version > STREAM_VERSION {
-        let message = format!("stream folder format {}; this Millstream reads up to {STREAM_VERSION}", file.version);
-        return Err(Error::new(ErrorKind::TooNew, message));
-    }
-    u64::from_str_radix(&file.folder_id, 16).map(Some).map_err(|e| corrupt().with_source(e))
-}
-
-/// Makes a stream's folder. What a killed attempt left is used or replaced; only the last step makes it a stream.
-fn create(path: &Path, name: &str) -> Result<()> {
-    let disk = DiskFolder::new(path);
-    disk.make().at(|| path.display().to_string())?;
-    let _lock = FolderLock::wait(&path.join(REGISTRY_LOCK))?;
-    if read_stream_file(&disk)?.is_some() {
-        return Ok(());
-    }
-    if let Some(first) = segment::list(&disk)?.into_iter().find(|first| *first != 0) {
-        let message = format!("{} holds a segment from offset {first} on and no {STREAM_FILE}", path.display());
-        return Err(Error::new(ErrorKind::Corrupt, message));
-    }
-    let folder: Arc<dyn Folder> = Arc::new(disk);
-    let id = rand::random::<u64>();
-    append::create(&folder, id, 0)?;
-    let file = StreamFile { version: STREAM_VERSION, name: name.to_owned(), folder_id: format!("{id:016x}") };
-    let json = serde_json::to_vec_pretty(&file)
-        .map_err(|e| Error::new(ErrorKind::Unexpected, "the stream's file cannot be written as JSON").with_source(e))?;
-    replace(&*folder, STREAM_FILE, &json, || Ok(()))
-}
-
-fn bounds(stream: &Stream, known: Known) -> Result<Bounds> {
-    let folder = &stream.folder;
-    let firsts = segment::list(folder)?;
-    let mut stored_bytes = 0;
-    for first in &firsts {
-        if let Some(segment) = segment::Segment::open(folder, stream.id, *first, false)? {
-            stored_bytes += segment.file.len().at(|| segment.name())?;
+/// Folders of streams whose removal was killed half way.
+fn remove_leftovers(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(REMOVED) {
+            std::fs::remove_dir_all(entry.path())?;
         }
     }
-    let end = if known.trust_files {
-        let last = segment::last(folder, stream.id, false)?;
-        let tail = last.scan()?;
-        if tail.unsealed.is_some() {
-            // Whole but in doubt: no crash takes it back after this.
-            last.file.sync_data().at(|| last.name())?;
-        }
-        tail.end
-    } else {
-        known.durable
-    };
-    let start = firsts.first().copied().unwrap_or(end).max(trim::start(folder)?);
-    Ok(Bounds { start: QueueOffset(start.min(end)), end: QueueOffset(end), stored_bytes: Some(stored_bytes) })
+    Ok(())
 }
 
 #[async_trait]
@@ -357,12 +256,12 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn bounds(&self, stream: &str) -> Result<Option<Bounds>> {
-        let Some(known_stream) = self.stream(stream)? else { return Ok(None) };
-        run(move || bounds(&known_stream, known_stream.known()).map(Some)).await.at(|| format!("stream '{stream}'"))
+        let Some(known_stream) = self.stream(stream).await? else { return Ok(None) };
+        run(move || bounds(&known_stream).map(Some)).await.at(|| format!("stream '{stream}'"))
     }
 
     async fn writer(&self, stream: &str) -> Result<Box<dyn QueueWriter>> {
-        let stream = self.known_stream(stream)?;
+        let stream = self.known_stream(stream).await?;
         let lock = Self::lock_writer(&stream).await?;
         let options = self.options.clone();
         let place = format!("stream '{}'", stream.name);
@@ -375,7 +274,7 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn reader(&self, stream: &str, from: QueueOffset) -> Result<Box<dyn QueueReader>> {
-        let stream = self.known_stream(stream)?;
+        let stream = self.known_stream(stream).await?;
         let place = format!("stream '{}'", stream.name);
         let find = move || {
             let found = Place::find(Arc::new(stream.folder.clone()), stream.id, from.0, stream.known())?;
@@ -386,7 +285,7 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn trim(&self, stream: &str, below: QueueOffset) -> Result<()> {
-        let stream = self.known_stream(stream)?;
+        let stream = self.known_stream(stream).await?;
         let place = format!("stream '{}'", stream.name);
         let trim = move || {
             let _lock = FolderLock::wait(&stream.folder.path().join(REGISTRY_LOCK))?;
@@ -396,7 +295,7 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn registry_put(&self, stream: &str, key: &str, value: Option<Bytes>) -> Result<()> {
-        let stream = self.known_stream(stream)?;
+        let stream = self.known_stream(stream).await?;
         let (place, key) = (format!("registry of stream '{}'", stream.name), key.to_owned());
         let put = move || {
             let _lock = FolderLock::wait(&stream.folder.path().join(REGISTRY_LOCK))?;
@@ -406,12 +305,12 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn registry(&self, stream: &str) -> Result<BTreeMap<String, Bytes>> {
-        let Some(known_stream) = self.stream(stream)? else { return Ok(BTreeMap::new()) };
+        let Some(known_stream) = self.stream(stream).await? else { return Ok(BTreeMap::new()) };
         run(move || registry::load(&known_stream.folder)).await.at(|| format!("registry of stream '{stream}'"))
     }
 
     async fn destroy(&self, stream: &str) -> Result<()> {
-        let Some(known_stream) = self.stream(stream)? else { return Ok(()) };
+        let Some(known_stream) = self.stream(stream).await? else { return Ok(()) };
         let lock = Self::lock_writer(&known_stream).await?;
         known_stream.update(|p| p.gone = true);
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).remove(stream);

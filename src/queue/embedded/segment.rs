@@ -168,7 +168,12 @@ impl Window {
 
 /// First offsets of the segments that are there, ascending.
 pub(super) fn list(folder: &dyn Folder) -> Result<Vec<u64>> {
-    let mut firsts: Vec<u64> = folder.list()?.iter().filter_map(|name| format::parse_segment_name(name)).collect();
+    let names = match folder.list() {
+        // The stream was removed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        other => other?,
+    };
+    let mut firsts: Vec<u64> = names.iter().filter_map(|name| format::parse_segment_name(name)).collect();
     firsts.sort_unstable();
     Ok(firsts)
 }
