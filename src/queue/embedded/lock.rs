@@ -25,6 +25,14 @@ fn open(path: &Path) -> Result<File> {
     options.open(path).at(|| path.display().to_string())
 }
 
+fn name_holder(file: &mut File) -> std::io::Result<()> {
+    let host = rustix::system::uname();
+    let holder = format!("process {} on {}\n", std::process::id(), host.nodename().to_string_lossy());
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(holder.as_bytes())
+}
+
 impl FolderLock {
     /// Takes the lock at once or says who has it.
     ///
@@ -42,11 +50,10 @@ impl FolderLock {
             }
             Err(errno) => return Err(std::io::Error::from(errno)).at(|| path.display().to_string()),
         }
-        let host = rustix::system::uname();
-        let holder = format!("process {} on {}\n", std::process::id(), host.nodename().to_string_lossy());
-        file.set_len(0).at(|| path.display().to_string())?;
-        file.rewind().at(|| path.display().to_string())?;
-        file.write_all(holder.as_bytes()).at(|| path.display().to_string())?;
+        if let Err(error) = name_holder(&mut file) {
+            // The lock holds all the same: a full disk must not keep a daemon from draining it.
+            tracing::debug!(%error, lock = %path.display(), "the holder's name was not written");
+        }
         Ok(Self { _file: file })
     }
 

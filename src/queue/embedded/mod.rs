@@ -9,7 +9,8 @@
 //! 4. After a write or fsync failed, the writer does nothing more. An fsync is never tried again: the kernel may have marked
 //!    the pages clean. The next writer writes the batch in doubt again before it syncs.
 //! 5. One process writes (`writer.lock`); any number read.
-//! 6. A file or a name counts only when file and folder were synced.
+//! 6. The writer leaves the last of the disk to registry and trimming, so that a full disk can be drained.
+//! 7. A file or a name counts only when file and folder were synced.
 //!
 //! # On disk
 //!

@@ -25,6 +25,8 @@ pub(super) trait Folder: Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes names durable.
     fn sync(&self) -> io::Result<()>;
+    /// Bytes that may still be written.
+    fn free_bytes(&self) -> io::Result<u64>;
 }
 
 /// An open file.
@@ -157,6 +159,11 @@ impl Folder for DiskFolder {
 
     fn sync(&self) -> io::Result<()> {
         sync_folder(&self.path)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(&self.path)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 }
 

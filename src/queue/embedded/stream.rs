@@ -73,6 +73,8 @@ struct StreamFile {
 
 const STREAM_FILE: &str = "stream.json";
 const STREAM_VERSION: u32 = 1;
+
+/// The folder's id; `None` when the folder is no stream.
 pub(super) fn read_stream_file(folder: &DiskFolder) -> Result<Option<u64>> {
     let Some(bytes) = registry::read_small(folder, STREAM_FILE)? else { return Ok(None) };
     let corrupt = || Error::new(ErrorKind::Corrupt, format!("{STREAM_FILE} in {} cannot be read", folder.path().display()));
@@ -109,6 +111,7 @@ pub(super) fn create(path: &Path, name: &str) -> Result<()> {
     replace(&*folder, STREAM_FILE, &json, || Ok(()))
 }
 
+/// What the folder holds.
 pub(super) fn bounds(stream: &Stream) -> Result<Bounds> {
     let (folder, known) = (&stream.folder, stream.known());
     let firsts = segment::list(folder)?;

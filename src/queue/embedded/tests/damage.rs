@@ -6,9 +6,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::disk::Disk;
-use super::{FOREIGN, new_disk, open, read_from};
+use super::{FOREIGN, ID, folder, new_disk, open, read_from};
 use crate::error::ErrorKind;
 use crate::queue::embedded::storage::Folder;
+use crate::queue::embedded::trim;
 
 /// Batches of sealed records in several segments.
 fn filled(batches: &[Vec<usize>]) -> (Arc<Disk>, Vec<(u64, Vec<u8>)>) {
@@ -52,6 +53,21 @@ proptest! {
             Err(error) => prop_assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::TooNew), "{}", error),
         }
     }
+}
+
+#[test]
+fn the_last_of_the_disk_is_left_for_what_makes_room() {
+    let (disk, all) = filled(&vec![vec![300, 300]; 9]);
+    disk.set_free(8 << 20);
+    let mut writer = open(&disk).unwrap();
+    let error = writer.write_batch([Bytes::from_static(b"one more")].iter()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    drop(writer);
+    trim::trim(&*folder(&disk), ID, 10, FOREIGN).unwrap();
+    disk.set_free(9 << 20);
+    let mut writer = open(&disk).unwrap();
+    assert_eq!(writer.end(), all.len() as u64);
+    writer.write_batch([Bytes::from_static(b"one more")].iter()).unwrap();
 }
 
 #[test]

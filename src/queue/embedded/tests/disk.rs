@@ -40,6 +40,7 @@ struct State {
     armed: Option<(Fault, u32)>,
     dead: bool,
     sync_failed: bool,
+    free: u64,
 }
 
 enum NameChange {
@@ -67,7 +68,7 @@ struct Page {
 
 impl Disk {
     pub fn new(seed: u64) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State { random: seed, ..State::default() }) })
+        Arc::new(Self { state: Mutex::new(State { random: seed, free: u64::MAX, ..State::default() }) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -77,6 +78,11 @@ impl Disk {
     /// After so many more changes, this goes wrong.
     pub fn arm(&self, fault: Fault, after: u32) {
         self.state().armed = Some((fault, after));
+    }
+
+    /// So much is left.
+    pub fn set_free(&self, bytes: u64) {
+        self.state().free = bytes;
     }
 
     /// True when the power is off.
@@ -353,5 +359,9 @@ impl Folder for Arc<Disk> {
             apply(&mut state.durable_names, &change);
         }
         Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.state().free)
     }
 }
