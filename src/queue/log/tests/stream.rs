@@ -18,7 +18,6 @@ pub fn random(state: &mut u64) -> u64 {
 pub struct Judged {
     pub offset: QueueOffset,
     pub bytes: Bytes,
-    pub header: RecordHeader,
     pub body: Body,
     pub valid: bool,
 }
@@ -50,7 +49,7 @@ impl Stream {
             _ => self.in_force == Some((header.epoch, header.nonce)),
         };
         let bytes = Record { header, body: body.clone() }.encode();
-        self.records.push(Judged { offset, bytes, header, body, valid });
+        self.records.push(Judged { offset, bytes, body, valid });
         offset
     }
 
