@@ -31,7 +31,9 @@
 //! | [`config`] | the one TOML file |
 //! | [`daemon`] | all wiring, top to bottom in the order that data flows; the only place that matches on backend kinds |
 //! | [`control`] | what a running daemon tells: status |
-//! | [`http`] | that, over HTTP, and metrics |
+//! | [`http`], [`metrics`], [`systemd`], [`telemetry`] | that, over HTTP, as metrics, to systemd; logs |
+//! | [`publish`] | the log as others read it: Debezium's envelope |
+//! | [`task`] | named tasks, of which none ends unnoticed |
 //! | [`cli`] | the commands |
 //! | [`error`], [`halt`] | one error type; one table from kind to retry, halt or stop, with the operator's remedy |
 //!
