@@ -194,7 +194,8 @@ impl KafkaSettings {
     /// librdkafka's configuration of a client.
     pub(super) fn client(&self, client: Client<'_>) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.set_log_level(RDKafkaLogLevel::Info);
+        let debugging = self.properties.contains_key("debug");
+        config.set_log_level(if debugging { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
         let default = |config: &mut ClientConfig, table: &[(&str, &str, &str)]| {
             for (name, alias, value) in table {
                 if !self.properties.contains_key(*name) && !self.properties.contains_key(*alias) {

@@ -8,8 +8,11 @@ use millstream::queue::kafka::{KafkaQueue, KafkaSettings};
 use std::time::{Duration, Instant};
 
 use super::{append_all, offset, read_some, record};
+use crate::support::daemon::{Site, pair_configuration};
+use crate::support::files::write_private;
 use crate::support::kafka::Kafka;
 use crate::support::tls::CertificateWish;
+use crate::support::wait::{LONG, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_scram_and_acls() {
@@ -54,6 +57,34 @@ async fn tls_scram_and_acls() {
         queue.trim(mechanism, offset(5)).await.unwrap();
         queue.destroy(mechanism).await.unwrap();
     }
+    the_password_is_in_no_line(&kafka, &settings).await;
+}
+
+/// THREATS 4: everything says everything it can.
+async fn the_password_is_in_no_line(kafka: &Kafka, settings: &KafkaSettings) {
+    let file = kafka.folder().join("password");
+    write_private(&file, "canary-password\n");
+    let mut configuration = pair_configuration(
+        "postgresql://nobody@127.0.0.1:1/x",
+        "postgresql://nobody@127.0.0.1:1/y",
+        &format!("kafka://{}", settings.brokers),
+    );
+    configuration += &format!(
+        "[queue.kafka]\npassword_file = \"{}\"\ndebug = \"all\"\nreplication_factor = 1\ntopic_prefix = \"{}\"\n",
+        file.display(),
+        settings.topic_prefix
+    );
+    for (key, value) in settings.properties.iter().filter(|(key, _)| *key != "sasl.password") {
+        configuration += &format!("\"{key}\" = \"{value}\"\n");
+    }
+    let site = Site::new(&configuration).with_env("RUST_LOG", "trace");
+    let checked = site.run(&["check"]).await;
+    let daemon = site.start();
+    until("a daemon that works with Kafka", LONG, async || daemon.log().contains("SASL")).await;
+    drop(daemon);
+    let said = checked.stdout + &checked.stderr + &site.all_logs();
+    assert!(said.contains("SASL"), "librdkafka was to talk:\n{said}");
+    assert!(!said.contains("canary"), "{}", crate::scenarios::around(&said, "canary"));
 }
 
 async fn refused(settings: KafkaSettings, kind: ErrorKind, says: &str) {

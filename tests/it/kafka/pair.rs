@@ -37,7 +37,7 @@ async fn a_pair_over_kafka_survives_kills_of_daemon_and_broker() {
     from.execute(SCHEMA).await;
     let site = Site::new(&configuration(&kafka, "storm.", &from, &to));
     site.must(&["init"]).await;
-    let workload = Workload::start(&source.options(&from.name), &Plan { large_rows: 20_000, ..Plan::default() });
+    let workload = Workload::start(&source.options(&from.name), &Plan::default());
     let mut daemon = site.start();
     site.ready(CATCH_UP).await;
     let reader = PrefixReader::start(&replica.options(&to.name), Duration::from_millis(10));
