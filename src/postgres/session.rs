@@ -14,6 +14,8 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("bytea_output", "hex"),
     ("standard_conforming_strings", "on"),
     ("search_path", ""),
+    // Notices, which triggers and functions on the replica may raise with values in them, would reach the log.
+    ("client_min_messages", "error"),
     ("lock_timeout", "0"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),

@@ -100,7 +100,12 @@ pub async fn read(connection: &mut PgConnection, table: &TableName) -> Result<Ca
 
 async fn read_columns(connection: &mut PgConnection, oid: i64) -> Result<Vec<CatalogColumn>> {
     // Modifier -1 makes format_type give "bpchar" and "bit" quoted, the forms without a length.
-    const COLUMNS: &str = "SELECT a.attname::text, n.nspname || '.' || t.typname, pg_catalog.format_type(a.atttypid, -1), \
+    // The log names a domain's base type, as the source's stream does (PostgreSQL, logicalrep_write_typ).
+    const COLUMNS: &str = "SELECT a.attname::text, (WITH RECURSIVE base AS (SELECT t.typtype, t.typbasetype, t.typname, t.typnamespace \
+            UNION ALL SELECT d.typtype, d.typbasetype, d.typname, d.typnamespace FROM base \
+                      JOIN pg_catalog.pg_type d ON d.oid = base.typbasetype WHERE base.typtype = 'd') \
+            SELECT bn.nspname || '.' || base.typname FROM base JOIN pg_catalog.pg_namespace bn ON bn.oid = base.typnamespace \
+            WHERE base.typtype <> 'd'), pg_catalog.format_type(a.atttypid, -1), \
         a.attgenerated::text, a.attidentity::text, \
         a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL, \
         n.nspname = 'pg_catalog' AND coalesce(l.collisdeterministic, true) AND t.typname IN ('bool', 'int2', 'int4', 'int8', 'oid', \
