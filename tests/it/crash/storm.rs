@@ -130,7 +130,10 @@ async fn blow<'s>(random: &mut StdRng, pair: &'s Pair<'_>, daemon: Daemon<'s>, b
             daemon
         }
         _ => {
-            assert_eq!(daemon.terminate().await.code(), Some(0), "SIGTERM:\n{}", pair.site.last_log());
+            // Asked before it has said a word, it ends as any program does that has just been started.
+            let newborn = daemon.log().is_empty();
+            let code = daemon.terminate().await.code();
+            assert!(code == Some(0) || newborn, "SIGTERM: {code:?}\n{}", pair.site.last_log());
             blows.clean_stops += 1;
             pair.site.start()
         }
