@@ -23,7 +23,7 @@ use rand::{Rng, SeedableRng};
 use support::compare::compare;
 use support::daemon::{Daemon, Site, pair_configuration};
 use support::kafka::Kafka;
-use support::postgres::{PgDatabase, PgServer};
+use support::postgres::{Builder, PgDatabase, PgServer};
 use support::prefix::PrefixReader;
 use support::wait::until;
 use support::workload::{Plan, Workload};
@@ -88,7 +88,7 @@ async fn demo(wish: &Wish) -> bool {
         wish.seed,
         if wish.kafka { "Kafka" } else { "embedded" }
     ));
-    let (source_server, replica_server) = tokio::join!(PgServer::start(), PgServer::start());
+    let (source_server, replica_server) = tokio::join!(durable().start(), durable().start());
     let source = source_server.new_database().await;
     let replica = replica_server.new_database().await;
     let version = source.value("SHOW server_version").await;
@@ -101,7 +101,7 @@ async fn demo(wish: &Wish) -> bool {
     let site = Site::new(&(pair_configuration(&source.url(), &replica.url(), &queue.url) + &queue.more));
     prepare(&site).await;
 
-    let plan = Plan { seed: wish.seed, writers: 4, chains: 2, pause: Duration::from_millis(3), large_rows: 20_000 };
+    let plan = Plan { seed: wish.seed, writers: 4, chains: 2, pause: Duration::from_millis(8), large_rows: 20_000 };
     let workload = Workload::start(&source_server.options(&source.name), &plan);
     let daemon = site.start();
     say("$ millstream run      (under load from here on; first copy of the tables)");
@@ -118,13 +118,18 @@ async fn demo(wish: &Wish) -> bool {
     verdict.starts_with("EQUAL") && figures.proves_something()
 }
 
+/// A server as one would run it, not as most tests do: what is committed is on the disk.
+fn durable() -> Builder {
+    PgServer::builder().set("fsync", "on")
+}
+
 /// The real commands, as a user would type them.
 async fn prepare(site: &Site) {
     for command in ["check", "init"] {
         say(&format!("$ millstream {command}"));
         let outcome = site.run(&[command]).await;
         let text = format!("{}{}", outcome.stdout, outcome.stderr);
-        text.lines().for_each(|line| say(&format!("  {line}")));
+        text.lines().filter(|line| !line.starts_with("  ok ")).for_each(|line| say(&format!("  {line}")));
         // `check` before `init` may have remarks about what init is about to make.
         assert!(command == "check" || outcome.code == Some(0), "millstream {command} ended with {:?}", outcome.code);
     }

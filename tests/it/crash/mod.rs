@@ -86,11 +86,6 @@ impl<'s> Pair<'s> {
         }
         let site = Site::new(&configuration);
         site.must(&["init"]).await;
-        if std::env::var_os("PRELOAD").is_some() {
-            let h = |db: &PgDatabase<'_>| format!("-h {} -p {} -U postgres {}", db.server.folder().display(), db.server.port(), db.name);
-            let c = format!("pg_dump --data-only --disable-triggers --exclude-schema=millstream {} | psql -q {}", h(&source), h(&replica));
-            crate::support::process::run(std::process::Command::new("sh").arg("-c").arg(c));
-        }
         Self { source, replica, site, to_source, to_replica }
     }
 

@@ -36,7 +36,7 @@ impl Blows {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pair_survives_kills_of_the_daemon_and_of_both_servers() {
     let seed = seed();
-    let blows = storm(seed, Until::Kills(40)).await;
+    let blows = storm(seed, Until::Kills(30)).await;
     assert!(blows.daemon_kills > 5, "{blows:?}");
 }
 
@@ -71,7 +71,7 @@ pub async fn storm(seed: u64, until: Until) -> Blows {
         let calm = if random.random_ratio(1, 4) { 1500 } else { 400 };
         tokio::time::sleep(Duration::from_millis(random.random_range(5..calm))).await;
         daemon = Some(blow(&mut random, &pair, daemon.expect("a daemon"), &mut blows).await);
-        if blows.kills().is_multiple_of(12) {
+        if blows.kills().is_multiple_of(15) {
             // Alive, not only unharmed.
             pair.caught_up().await;
             reader.verdict();

@@ -67,7 +67,7 @@ pub fn free(random: &mut StdRng, large_rows: u64) -> Vec<String> {
         78..90 => savepoints(random),
         90..94 => vec![item(random), document(random).remove(0), item(random), "ROLLBACK".into()],
         94..96 => scratch(random),
-        96..98 => large(random, large_rows),
+        96 if random.random_ratio(1, 3) => large(random, large_rows),
         _ => medium(random),
     };
     let mut statements = vec!["BEGIN".to_owned()];
