@@ -379,7 +379,8 @@ impl TableReader {
 }
 
 /// An insert position right behind a page's header is the same place as the page's beginning, which is where the record before ended.
-fn at_record_end(lsn: Lsn) -> Lsn {
+#[must_use]
+pub fn at_record_end(lsn: Lsn) -> Lsn {
     let inside = lsn.0 % PAGE_BYTES;
     if inside <= WAL_HEADER_BYTES { Lsn(lsn.0 - inside) } else { lsn }
 }

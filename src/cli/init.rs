@@ -9,7 +9,8 @@ use super::output::print_line;
 use crate::config::{Config, QueueKind};
 use crate::daemon::open_queue;
 use crate::error::{Error, ErrorKind, Result};
-use crate::preflight::init::{self, InitOptions, Line, Outcome};
+use crate::event::Position;
+use crate::preflight::init::{self, Adopt, InitOptions, Line, Outcome};
 
 /// For `--help`.
 pub const EXAMPLE: &str = "\
@@ -29,12 +30,19 @@ pub struct Arguments {
     /// Only this replica and its source.
     #[arg(long, value_name = "NAME")]
     replica: Option<String>,
+    /// The replica holds the rows already: loaded while writers stood still, or (with --at) a physical backup recovered to an LSN.
+    #[arg(long)]
+    adopt: bool,
+    /// Where the physical backup left the source's history.
+    #[arg(long, value_name = "POSITION", requires = "adopt")]
+    at: Option<Position>,
 }
 
 pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     as_the_daemons_user(&config)?;
     let queue = open_queue(&config.queue)?;
-    let options = InitOptions { source: arguments.source, replica: arguments.replica, dry_run: arguments.dry_run };
+    let adopt = arguments.adopt.then_some(Adopt { at: arguments.at });
+    let options = InitOptions { source: arguments.source, replica: arguments.replica, dry_run: arguments.dry_run, adopt };
     let mut printed = Ok(());
     let mut report = |line: Line| {
         if printed.is_ok() {

@@ -16,18 +16,20 @@
 //! Each arrow is safe to be killed at: the next run finds what is there and goes on. The copy itself is the applier's work
 //! ([`crate::apply`]): it begins with whatever tables the ledger holds as pending.
 
+mod adopt;
 mod blueprint;
 mod catalog;
 mod ddl;
 mod definition;
 mod fits;
+mod leaving;
 pub mod publication;
 mod replica;
 pub mod slot;
 pub mod stream;
 mod types;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sqlx::PgConnection;
@@ -43,6 +45,7 @@ use crate::preflight::tables::TablePatterns;
 use crate::queue::Queue;
 use crate::replica::postgres::ledger::{self, CopyState};
 
+pub use adopt::Adopt;
 pub use blueprint::Blueprint;
 pub use catalog::{Resolved, resolve};
 pub use replica::{Loading, NewReplica, ReplicaPlan};
@@ -58,6 +61,8 @@ pub struct InitOptions {
     pub replica: Option<String>,
     /// Say the SQL and do nothing.
     pub dry_run: bool,
+    /// Replicas without a ledger hold the rows already.
+    pub adopt: Option<Adopt>,
 }
 
 /// Something that `init` or `teardown` has to say, as it happens.
@@ -99,6 +104,8 @@ struct Target<'a> {
     connection: PgConnection,
     /// It has a ledger row of this stream.
     known: bool,
+    /// The tables that the ledger has.
+    registered: BTreeMap<TableName, CopyState>,
     plan: ReplicaPlan,
 }
 
@@ -167,19 +174,21 @@ async fn init_source(
     let blueprint = Blueprint::read(&mut source, &resolved).await?;
     let mut targets = Vec::new();
     for replica in replicas {
-        let target = target(replica, queue, config, &blueprint).await.at(|| format!("replica '{}'", replica.name))?;
+        let loading = if options.adopt.is_some() { Loading::Adopt } else { Loading::Copy };
+        let target = target(replica, queue, config, &blueprint, loading).await.at(|| format!("replica '{}'", replica.name))?;
         refused.extend(target.plan.refused.iter().map(|r| format!("replica {}: {r}", replica.name)));
         for note in &target.plan.notes {
             report(Line::Note(format!("replica {}: {note}", replica.name)));
         }
         targets.push(target);
     }
+    let publication = publication_name(&config.name);
+    let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
+    refused.extend(targets.iter().flat_map(|t| leaving::still_leaving(t, &published)));
     if !refused.is_empty() {
         refused.into_iter().for_each(|text| report(Line::Refused(text)));
         return Ok(Outcome::Refused);
     }
-    let publication = publication_name(&config.name);
-    let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
     if options.dry_run {
         return dry_run(config, queue, &published, &targets, report).await;
     }
@@ -196,8 +205,15 @@ async fn init_source(
     failpoint::hit("init.published")?;
     changed |= stream::ensure(queue, config, &mut |text| report(Line::Waiting(text))).await?;
     failpoint::hit("init.stream_begun")?;
+    for target in targets.iter_mut().filter(|t| t.known) {
+        changed |=
+            leaving::leave(target, &mut source, &published, report).await.at(|| format!("replica '{}'", target.config.name))?;
+    }
     for target in targets.iter_mut().filter(|t| !t.known) {
-        begin_replica(target, queue, config, report).await.at(|| format!("replica '{}'", target.config.name))?;
+        let begun = begin_replica(target, queue, config, options.adopt, report).await;
+        if !begun.at(|| format!("replica '{}'", target.config.name))? {
+            return Ok(Outcome::Refused);
+        }
         changed = true;
     }
     Ok(if changed { Outcome::Changed } else { Outcome::Unchanged })
@@ -208,9 +224,10 @@ async fn target<'a>(
     queue: &Arc<dyn Queue>,
     source: &SourceConfig,
     blueprint: &Blueprint,
+    loading: Loading,
 ) -> Result<Target<'a>> {
     let mut connection = connect(&config.connect, Side::Replica, APPLICATION).await?;
-    let mut registered = BTreeSet::new();
+    let mut registered = BTreeMap::new();
     let mut known = false;
     if ledger::exists(&mut connection).await? {
         match ledger::load(&mut connection, &config.name).await {
@@ -219,12 +236,14 @@ async fn target<'a>(
             Ok(row) => {
                 known = true;
                 check_stream(queue, source, &row).await?;
-                registered.extend(ledger::tables(&mut connection, &config.name).await?.into_iter().map(|(table, _)| table));
+                registered.extend(ledger::tables(&mut connection, &config.name).await?);
             }
         }
     }
-    let plan = replica::plan(&mut connection, blueprint, &registered, Loading::Copy).await?;
-    Ok(Target { config, connection, known, plan })
+    // A replica that is known goes on as it was begun.
+    let loading = if known { Loading::Copy } else { loading };
+    let plan = replica::plan(&mut connection, blueprint, &registered, loading).await?;
+    Ok(Target { config, connection, known, registered, plan })
 }
 
 /// A ledger belongs to one stream; another stream under the same name is another log.
@@ -256,16 +275,34 @@ async fn extend(target: &mut Target<'_>, report: Report<'_>) -> Result<bool> {
     Ok(true)
 }
 
-async fn begin_replica(target: &mut Target<'_>, queue: &Arc<dyn Queue>, source: &SourceConfig, report: Report<'_>) -> Result<()> {
+/// A replica's ledger, its place in the log, its tables. False when it cannot be adopted.
+async fn begin_replica(
+    target: &mut Target<'_>,
+    queue: &Arc<dyn Queue>,
+    source: &SourceConfig,
+    adopt: Option<Adopt>,
+    report: Report<'_>,
+) -> Result<bool> {
     let name = &target.config.name;
-    ledger::migrate(&mut target.connection).await?;
     let (stream, history) = stream::identity(queue, &source.name).await?;
-    let cursor = stream::register(queue, &source.name, name).await?;
+    let cursor = match adopt {
+        None => stream::register(queue, &source.name, name).await?,
+        Some(adopt) => match adopt::place(queue, source, target.config, &history, &target.plan.tables, adopt, report).await? {
+            Ok(cursor) => cursor,
+            Err(refused) => {
+                refused.into_iter().for_each(|text| report(Line::Refused(format!("replica {name}: {text}"))));
+                return Ok(false);
+            }
+        },
+    };
     failpoint::hit("init.registered")?;
+    ledger::migrate(&mut target.connection).await?;
     let new = NewReplica { source: &source.name, stream, history: &history, cursor: &cursor };
-    replica::carry_out(&mut target.connection, name, &target.plan, Some(&new), CopyState::Pending).await?;
-    report(Line::Done(format!("replica {name}: ledger, {}", gist(&target.plan.tables, &[]))));
-    Ok(())
+    let state = if adopt.is_some() { CopyState::Live } else { CopyState::Pending };
+    replica::carry_out(&mut target.connection, name, &target.plan, Some(&new), state).await?;
+    let how = if adopt.is_some() { "adopted" } else { "ledger" };
+    report(Line::Done(format!("replica {name}: {how}, {}", gist(&target.plan.tables, &[]))));
+    Ok(true)
 }
 
 async fn dry_run(

@@ -27,8 +27,10 @@ pub struct ReplicaPlan {
     pub deferred: Vec<Deferred>,
     /// Tables that the ledger does not know yet.
     pub tables: Vec<TableName>,
-    /// Tables of the ledger that are not published any more.
+    /// Tables of the ledger that are not wanted any more and were never live.
     pub gone: Vec<TableName>,
+    /// Live tables that are not wanted any more: they stay until the last change to them is applied.
+    pub leaving: Vec<TableName>,
     /// What stands in the way.
     pub refused: Vec<String>,
     /// What its operator should know.
@@ -59,15 +61,17 @@ pub enum Loading {
 pub async fn plan(
     replica: &mut PgConnection,
     blueprint: &Blueprint,
-    registered: &BTreeSet<TableName>,
+    registered: &BTreeMap<TableName, CopyState>,
     loading: Loading,
 ) -> Result<ReplicaPlan> {
     let mut plan = ReplicaPlan::default();
     let existing = tables(replica).await?;
-    let fresh: Vec<&TableDefinition> = blueprint.tables.iter().filter(|t| !registered.contains(&t.table)).collect();
+    let fresh: Vec<&TableDefinition> = blueprint.tables.iter().filter(|t| !registered.contains_key(&t.table)).collect();
     let wanted: BTreeSet<&TableName> = blueprint.tables.iter().map(|t| &t.table).collect();
     plan.tables = fresh.iter().map(|t| t.table.clone()).collect();
-    plan.gone = registered.iter().filter(|name| !wanted.contains(name)).cloned().collect();
+    for (name, state) in registered.iter().filter(|(name, _)| !wanted.contains(name)) {
+        if *state == CopyState::Live { plan.leaving.push(name.clone()) } else { plan.gone.push(name.clone()) }
+    }
     if fresh.is_empty() {
         return Ok(plan);
     }
@@ -275,6 +279,14 @@ async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan
     .bind(name)
     .bind(schemas)
     .bind(tables)
+    .execute(&mut *replica)
+    .await?;
+    sqlx::query(
+        "DELETE FROM millstream.deferred_ddl d WHERE d.replica = $1 AND (d.table_schema, d.table_name) IN (SELECT s, t FROM unnest($2::text[], $3::text[]) u(s, t))",
+    )
+    .bind(name)
+    .bind(plan.gone.iter().map(|t| t.schema.as_str()).collect::<Vec<_>>())
+    .bind(plan.gone.iter().map(|t| t.name.as_str()).collect::<Vec<_>>())
     .execute(&mut *replica)
     .await?;
     for deferred in &plan.deferred {

@@ -81,25 +81,35 @@ pub async fn identity(queue: &Arc<dyn Queue>, stream: &str) -> Result<(StreamId,
 pub async fn register(queue: &Arc<dyn Queue>, stream: &str, consumer: &str) -> Result<Cursor> {
     // Held from the start of the search on, so that nothing is trimmed between finding the end and naming it.
     let entry = EntryPoint::find(queue, stream).await?;
-    put(
-        queue,
-        stream,
-        consumer,
-        &ConsumerProgress {
-            keep_from: entry.offset,
-            number: RecordNumber(0),
-            position: None,
-            bytes_before: 0,
-            changes_before: 0,
-            at_us: now_us(),
-        },
-    )
-    .await?;
+    hold(queue, stream, consumer, entry.offset).await?;
     let cursor = find(queue, stream, entry.offset, None).await?.ok_or_else(|| {
         Error::halt(HaltCode::NotInitialized, format!("stream '{stream}' has no record to start from; run `millstream init`"))
     })?;
     put_cursor(queue, stream, consumer, &cursor).await?;
     Ok(cursor)
+}
+
+/// Holds everything from an offset on for a consumer.
+///
+/// # Errors
+/// Those of the queue.
+pub async fn hold(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, keep_from: QueueOffset) -> Result<()> {
+    let (number, position) = (RecordNumber(0), None);
+    put(
+        queue,
+        stream,
+        consumer,
+        &ConsumerProgress { keep_from, number, position, bytes_before: 0, changes_before: 0, at_us: now_us() },
+    )
+    .await
+}
+
+/// Gives a consumer's registration up.
+///
+/// # Errors
+/// Those of the queue.
+pub async fn release(queue: &Arc<dyn Queue>, stream: &str, consumer: &str) -> Result<()> {
+    queue.registry_put(stream, &format!("{CONSUMER_PREFIX}{consumer}"), None).await
 }
 
 /// Writes a consumer's registration at a place.
@@ -173,6 +183,7 @@ impl Place {
             Body::Part(part) => self.position = Some(part.header.position),
             Body::Progress(progress) if beyond(progress.position) => return Ok(false),
             Body::Progress(progress) => self.position = Some(progress.position),
+            Body::SlotStart(start) if beyond(start.position) => return Ok(false),
             Body::SlotStart(start) => self.position = Some(start.position),
             Body::Transactions(batch) => {
                 for transaction in batch.iter() {

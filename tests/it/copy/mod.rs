@@ -1,8 +1,10 @@
 //! `init`, first copy, `teardown`, `--adopt`.
 
+mod adopt;
 mod first;
 mod init;
 mod load;
+mod teardown;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

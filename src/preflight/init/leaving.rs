@@ -1,0 +1,104 @@
+//! Tables that the configuration no longer names, on a replica where they are live.
+//!
+//! The publication lets them go first. The log may still hold changes to them, and a replica that does not know a table halts at its changes; so the
+//! ledger keeps the table until the replica has passed the place where the publication let it go. It can come back only after that, by a new copy:
+//! changes made while it was not published are in no log.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+
+use super::publication::PublicationPlan;
+use super::{Line, Report, Target};
+use crate::error::Result;
+use crate::event::TableName;
+use crate::postgres::sql::{Side, classify};
+use crate::replica::postgres::ledger::CopyState;
+
+/// How long `init` waits for a running daemon to pass the place.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// Tables that are to be published again before they have left.
+pub(super) fn still_leaving(target: &Target<'_>, published: &PublicationPlan) -> Vec<String> {
+    let live = |table: &&TableName| target.registered.get(*table) == Some(&CopyState::Live);
+    let text = |table: &TableName| {
+        format!(
+            "{table} is live on replica {} and was not published for a while: what happened to it meanwhile is lost. Take it out of the source's \
+             tables, run `millstream init` until it has left, empty it on the replica, then put it back",
+            target.config.name
+        )
+    };
+    published.added.iter().filter(live).map(text).collect()
+}
+
+/// Lets tables go, as far as the replica has come. True when something was changed.
+pub(super) async fn leave(
+    target: &mut Target<'_>,
+    source: &mut PgConnection,
+    published: &PublicationPlan,
+    report: Report<'_>,
+) -> Result<bool> {
+    if target.plan.leaving.is_empty() {
+        return Ok(false);
+    }
+    let name = &target.config.name;
+    let here = sqlx::query_scalar::<_, String>("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
+        .fetch_one(source)
+        .await
+        .map_err(|e| classify(e, Side::Source))?;
+    for table in target.plan.leaving.iter().filter(|t| published.removed.contains(t)) {
+        sqlx::query("UPDATE millstream.copied_table SET live_after_lsn = $4::pg_lsn WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
+            .bind(name)
+            .bind(&table.schema)
+            .bind(&table.name)
+            .bind(&here)
+            .execute(&mut target.connection)
+            .await
+            .map_err(|e| classify(e, Side::Replica))?;
+    }
+    let deadline = tokio::time::Instant::now() + WAIT;
+    loop {
+        let mut left = Vec::new();
+        for table in &target.plan.leaving {
+            if !forget(&mut target.connection, name, table).await? {
+                left.push(table.to_string());
+            }
+        }
+        if left.is_empty() {
+            report(Line::Done(format!("replica {name}: {} tables are not replicated any more", target.plan.leaving.len())));
+            return Ok(true);
+        }
+        if tokio::time::Instant::now() > deadline {
+            let list = left.join(", ");
+            report(Line::Note(format!("replica {name}: {list} leave once the replica has passed {here}; run init again then")));
+            return Ok(left.len() < target.plan.leaving.len());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Forgets a table that the replica has passed the end of.
+async fn forget(replica: &mut PgConnection, name: &str, table: &TableName) -> Result<bool> {
+    let gone = sqlx::query(
+        "DELETE FROM millstream.copied_table c USING millstream.replica r WHERE r.name = c.replica AND c.replica = $1 \
+         AND c.table_schema = $2 AND c.table_name = $3 AND r.position::pg_lsn >= coalesce(c.live_after_lsn, '0/0')",
+    )
+    .bind(name)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .execute(&mut *replica)
+    .await
+    .map_err(|e| classify(e, Side::Replica))?;
+    if gone.rows_affected() == 1 {
+        return Ok(true);
+    }
+    sqlx::query_scalar::<_, bool>(
+        "SELECT NOT EXISTS (SELECT 1 FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3)",
+    )
+    .bind(name)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .fetch_one(replica)
+    .await
+    .map_err(|e| classify(e, Side::Replica))
+}

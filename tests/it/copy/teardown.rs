@@ -1,0 +1,88 @@
+use std::time::Duration;
+
+use millstream::preflight::init::{Line, Outcome};
+use millstream::preflight::teardown::{TeardownOptions, teardown};
+
+use super::Pair;
+use crate::support::compare;
+use crate::support::daemon::Site;
+use crate::support::postgres::{shared, shared_replica};
+
+async fn run(pair: &Pair) -> (Outcome, Vec<Line>) {
+    let mut lines = Vec::new();
+    let done = teardown(&pair.config, &pair.queue, &TeardownOptions::default(), &mut |line| lines.push(line)).await;
+    (done.unwrap(), lines)
+}
+
+fn slots(pair: &Pair) -> String {
+    format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'millstream_{}%'", pair.shop().name)
+}
+
+#[tokio::test]
+async fn it_leaves_nothing_and_twice_finds_nothing() {
+    let pair = Pair::new().await;
+    pair.source.execute("CREATE TABLE a (id int PRIMARY KEY)").await;
+    pair.init().await;
+    assert_eq!(pair.source.value(&slots(&pair)).await, "1");
+    let (outcome, lines) = run(&pair).await;
+    assert_eq!(outcome, Outcome::Changed, "{lines:?}");
+    assert_eq!(pair.source.value(&slots(&pair)).await, "0");
+    assert_eq!(pair.source.value("SELECT count(*) FROM pg_publication").await, "0");
+    assert_eq!(pair.replica.value("SELECT count(*) FROM pg_namespace WHERE nspname = 'millstream'").await, "0");
+    assert_eq!(pair.replica.value("SELECT count(*) FROM a").await, "0", "the tables stay");
+    assert!(pair.queue.bounds(&pair.shop().name).await.unwrap().is_none());
+    assert_eq!(run(&pair).await.0, Outcome::Unchanged);
+    pair.init().await;
+}
+
+#[tokio::test]
+async fn missing_parts_and_an_unreachable_replica_do_not_keep_the_slot_standing() {
+    let mut pair = Pair::new().await;
+    pair.source.execute("CREATE TABLE a (id int PRIMARY KEY)").await;
+    pair.init().await;
+    pair.source.execute(&format!("DROP PUBLICATION millstream_{}", pair.shop().name)).await;
+    let reachable = pair.config.replicas["reports"].connect.clone();
+    pair.config.replicas.get_mut("reports").unwrap().connect.port = 1;
+    let (outcome, lines) = run(&pair).await;
+    assert_eq!(outcome, Outcome::Refused);
+    assert!(format!("{lines:?}").contains("DROP SCHEMA millstream CASCADE"), "{lines:?}");
+    assert_eq!(pair.source.value(&slots(&pair)).await, "0");
+    pair.config.replicas.get_mut("reports").unwrap().connect = reachable;
+    assert_eq!(run(&pair).await.0, Outcome::Changed);
+    assert_eq!(run(&pair).await.0, Outcome::Unchanged);
+}
+
+#[tokio::test]
+async fn an_unreachable_source_is_said_and_its_stream_is_kept() {
+    let mut pair = Pair::new().await;
+    pair.source.execute("CREATE TABLE a (id int PRIMARY KEY)").await;
+    pair.init().await;
+    let port = pair.shop().connect.port;
+    pair.config.sources.values_mut().next().unwrap().connect.port = 1;
+    let (outcome, lines) = run(&pair).await;
+    assert_eq!(outcome, Outcome::Refused);
+    assert!(format!("{lines:?}").contains("may remain there"), "{lines:?}");
+    assert!(pair.queue.bounds(&pair.shop().name).await.unwrap().is_some(), "it is the record of the slot's name");
+    pair.config.sources.values_mut().next().unwrap().connect.port = port;
+    assert_eq!(run(&pair).await.0, Outcome::Changed);
+    assert_eq!(pair.source.value(&slots(&pair)).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_asks_and_it_ends_the_walsender_of_a_daemon_that_was_killed() {
+    let source = shared().await.new_database().await;
+    let replica = shared_replica().await.new_database().await;
+    source.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1)").await;
+    let site = Site::pair(&source, &replica);
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    compare::equal(&source, &replica, Duration::from_secs(60)).await;
+    daemon.kill();
+    let asked = site.run(&["teardown"]).await;
+    assert!(asked.code != Some(0) && asked.stderr.contains("--yes"), "{asked:?}");
+    site.must(&["teardown", "--yes"]).await;
+    let left = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}'", source.name);
+    assert_eq!(source.value(&left).await, "0");
+    site.must(&["init", "--adopt"]).await;
+    site.must(&["teardown", "--yes"]).await;
+}
