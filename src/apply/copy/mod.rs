@@ -172,7 +172,7 @@ impl PostgresCopy {
 
     /// Waits until every transaction that is in progress now has ended (order 2 above).
     async fn barrier(&self, source: &mut PgConnection, reader: &mut TableReader) -> Result<()> {
-        let first = reader.current_snapshot().await?;
+        let first = reader.barrier_snapshot().await?;
         loop {
             let now = reader.current_snapshot().await?;
             let left: Vec<i64> = first.in_progress.iter().filter(|x| !now.sees(**x)).map(|x| x.0.cast_signed()).collect();

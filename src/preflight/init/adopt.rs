@@ -18,7 +18,7 @@ use crate::capture::postgres::slot::{identify, lineage};
 use crate::capture::snapshot::{Snapshot, at_record_end};
 use crate::config::{ReplicaConfig, SourceConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{History, Lsn, Position, TableName};
+use crate::event::{History, Lsn, Position, TableName, Xid};
 use crate::postgres::sql::{Side, classify, connect, quote_table};
 use crate::postgres::{Mode, PgClient};
 use crate::queue::Queue;
@@ -56,7 +56,7 @@ pub(super) async fn place(
              whose heartbeats count too, and load the replica in that quiet; or recover a physical backup and say --at"
                 .to_owned(),
         ])),
-        (_, Some((_, differences))) if !differences.is_empty() => Ok(Err(differences)),
+        (None, Some((_, differences))) if !differences.is_empty() => Ok(Err(differences)),
         (None, Some((lsn, _))) => {
             let mut cursor = stream::register(queue, &source.name, &replica.name).await?;
             cursor.position = cursor.position.max(Some(Position::Lsn(lsn)));
@@ -68,7 +68,9 @@ pub(super) async fn place(
             if let Some(refusal) = check_physical(replica, history, position).await? {
                 return Ok(Err(vec![refusal]));
             }
-            let text = if still.is_some() { "counted alike" } else { "not comparable while writers run" };
+            // The source has gone on since, or nobody knows.
+            let alike = still.is_some_and(|(_, differences)| differences.is_empty());
+            let text = if alike { "counted alike" } else { "not comparable: the source has gone on" };
             report(Line::Note(format!("rows of {} tables are {text}", tables.len())));
             at(queue, source, replica, position).await
         }
@@ -78,8 +80,8 @@ pub(super) async fn place(
 /// Counts both sides in a moment without writers. `None` when there is no such moment; otherwise its place and what differs.
 async fn compare(from: &mut PgConnection, to: &mut PgConnection, tables: &[TableName]) -> Result<Option<(Lsn, Vec<String>)>> {
     for _ in 0..ATTEMPTS {
-        let (before, lsn) = moment(from).await?;
-        if before.in_progress.is_empty() && before.xmin == before.xmax {
+        let (mine, before, lsn) = moment(from).await?;
+        if before.in_progress.is_empty() {
             let mut differences = Vec::new();
             for table in tables {
                 let (there, here) = (count(from, Side::Source, table).await?, count(to, Side::Replica, table).await?);
@@ -87,7 +89,8 @@ async fn compare(from: &mut PgConnection, to: &mut PgConnection, tables: &[Table
                     differences.push(format!("{table}: {there} rows at the source, {here} on the replica"));
                 }
             }
-            if moment(from).await?.0 == before {
+            let (next, after, _) = moment(from).await?;
+            if next == mine.next() && after.in_progress.is_empty() {
                 wait_flushed(from, lsn).await?;
                 return Ok(Some((lsn, differences)));
             }
@@ -97,10 +100,16 @@ async fn compare(from: &mut PgConnection, to: &mut PgConnection, tables: &[Table
     Ok(None)
 }
 
-async fn moment(source: &mut PgConnection) -> Result<(Snapshot, Lsn)> {
+/// Takes an id, then a snapshot, so that every transaction that had one before shows in it: a snapshot alone ends at the last transaction that *ended*,
+/// and hides the newest ones in progress.
+async fn moment(source: &mut PgConnection) -> Result<(Xid, Snapshot, Lsn)> {
+    let fail = |e| classify(e, Side::Source);
+    let sql = "SELECT pg_catalog.pg_current_xact_id()::text";
+    let mine: String = sqlx::query_scalar(sql).fetch_one(&mut *source).await.map_err(fail)?;
+    let mine = mine.parse().map(Xid).map_err(|_| Error::new(ErrorKind::Malformed, "a transaction id that is no number"))?;
     let sql = "SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn()::text";
-    let row: (String, String) = sqlx::query_as(sql).fetch_one(source).await.map_err(|e| classify(e, Side::Source))?;
-    Ok((row.0.parse()?, at_record_end(row.1.parse()?)))
+    let row: (String, String) = sqlx::query_as(sql).fetch_one(source).await.map_err(fail)?;
+    Ok((mine, row.0.parse()?, at_record_end(row.1.parse()?)))
 }
 
 /// Seen before it is durable (`synchronous_commit = off`) is not yet the source's for good.

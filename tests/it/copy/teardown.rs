@@ -83,6 +83,4 @@ async fn it_asks_and_it_ends_the_walsender_of_a_daemon_that_was_killed() {
     site.must(&["teardown", "--yes"]).await;
     let left = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}'", source.name);
     assert_eq!(source.value(&left).await, "0");
-    site.must(&["init", "--adopt"]).await;
-    site.must(&["teardown", "--yes"]).await;
 }
