@@ -198,7 +198,7 @@ mod tests {
         let columns = [column(Some(NativeOrder::Integer)), column(Some(NativeOrder::Bytes))];
         let bounds = Bounds::new(&columns, vec![key(&["2", "m"]), key(&["10", "a"])]).unwrap();
         let chunk = |a: &str, b: &str| bounds.find(&key(&[a, b])).unwrap().unwrap();
-        assert_eq!([chunk("2", "l"), chunk("2", "m"), chunk("9", "z"), chunk("10", "Z"), chunk("10", "a")], [0, 0 + 1, 1, 1, 2]);
+        assert_eq!([chunk("2", "l"), chunk("2", "m"), chunk("9", "z"), chunk("10", "Z"), chunk("10", "a")], [0, 1, 1, 1, 2]);
     }
 
     #[test]

@@ -42,9 +42,9 @@ struct Replayed {
 /// What a transaction is to a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
-    ByAll,
-    ByNone,
-    BySome,
+    All,
+    None,
+    Some,
 }
 
 impl Replayed {
@@ -79,10 +79,10 @@ impl Replayed {
                 all = false
             }
             if some && !all {
-                return Seen::BySome;
+                return Seen::Some;
             }
         }
-        if all { Seen::ByAll } else { Seen::ByNone }
+        if all { Seen::All } else { Seen::None }
     }
 
     /// Whether the snapshot that answers for a key sees a transaction.
@@ -198,10 +198,10 @@ impl Replay {
             let Some((table, fits)) = self.version(id, schemas)? else { continue };
             ours = true;
             let seen = self.tables[table].seen(xid);
-            if seen != Seen::ByAll && !fits {
+            if seen != Seen::All && !fits {
                 return Err(self.restart(table, "its definition at the source has changed"));
             }
-            if seen == Seen::BySome {
+            if seen == Seen::Some {
                 let shape = &self.tables[table].shape;
                 let old = old.map(OldImage::row);
                 needed.extend(old.map(|row| key_of(shape, row, None)).transpose()?.map(|key| (table, key)));
@@ -286,9 +286,9 @@ impl Judge<'_> {
         let Some((index, _)) = self.replay.version(id, self.schemas)? else { return Ok(false) };
         let table = &self.replay.tables[index];
         match table.seen(self.xid) {
-            Seen::ByAll => Ok(true),
-            Seen::ByNone => Ok(false),
-            Seen::BySome => {
+            Seen::All => Ok(true),
+            Seen::None => Ok(false),
+            Seen::Some => {
                 let key = (index, key_of(&table.shape, row, old)?);
                 let chunk = self.chunks.get(&key).copied().ok_or_else(|| {
                     Error::new(ErrorKind::Unexpected, format!("a key of {} without a chunk", table.shape.schema.table))
@@ -333,9 +333,9 @@ impl Judge<'_> {
             match self.replay.version(id, self.schemas)? {
                 None => kept.push(id),
                 Some((index, _)) => match self.replay.tables[index].seen(self.xid) {
-                    Seen::ByAll => {}
-                    Seen::ByNone => kept.push(id),
-                    Seen::BySome => return Err(self.replay.restart(index, "it was truncated while its chunks were being read")),
+                    Seen::All => {}
+                    Seen::None => kept.push(id),
+                    Seen::Some => return Err(self.replay.restart(index, "it was truncated while its chunks were being read")),
                 },
             }
         }

@@ -44,6 +44,7 @@ fn queue_folder(queue: &QueueConfig) -> String {
 
 fn file_system(findings: &mut Findings, folder: &Path) {
     let Ok(stat) = rustix::fs::statfs(folder) else { return };
+    #[allow(clippy::unnecessary_cast, reason = "another type on other platforms")]
     let kind = stat.f_type as i64;
     if let Some((_, name)) = UNSAFE_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == kind) {
         let remedy = Remedy::at(Place::Configuration, "queue.url: a folder on a local disk (ext4, xfs, btrfs, zfs)");

@@ -71,10 +71,10 @@ pub async fn needed(source: &mut PgConnection, column_types: &BTreeSet<u32>) -> 
     }
     let mut definitions = Vec::new();
     for id in order {
-        if let Some(definition) = define(source, id, &raw[&id]).await? {
-            if !definitions.iter().any(|d: &TypeDefinition| d.statement == definition.statement) {
-                definitions.push(definition);
-            }
+        if let Some(definition) = define(source, id, &raw[&id]).await?
+            && !definitions.iter().any(|d: &TypeDefinition| d.statement == definition.statement)
+        {
+            definitions.push(definition);
         }
     }
     Ok(definitions)

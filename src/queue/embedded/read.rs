@@ -142,12 +142,12 @@ impl Place {
 
     /// At the last mark of the segment, or where one should be.
     fn look_past_end(&mut self, sealed: bool, known: Known) -> Result<Ahead> {
-        if self.next > self.segment.header.first {
-            if let Some(segment) = Segment::open(&*self.folder, self.id, self.next, false)? {
-                self.segment = segment;
-                (self.at, self.doubtful) = (SEGMENT_HEADER, None);
-                return Ok(Ahead::Rolled);
-            }
+        if self.next > self.segment.header.first
+            && let Some(segment) = Segment::open(&*self.folder, self.id, self.next, false)?
+        {
+            self.segment = segment;
+            (self.at, self.doubtful) = (SEGMENT_HEADER, None);
+            return Ok(Ahead::Rolled);
         }
         if known.durable <= self.next && known.live {
             return Ok(Ahead::Nothing);

@@ -77,6 +77,7 @@ pub struct Cursor {
 
 /// What a reader hands on.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every entry is a record; a box each would cost more than the rare void")]
 pub enum Entry {
     /// A valid record.
     Record(LogRecord),

@@ -34,7 +34,7 @@ pub enum Work<'a> {
 }
 
 /// Finds a table that was fitted before.
-pub fn table<'t>(tables: &'t Tables, id: SchemaId) -> Result<&'t Arc<Table>> {
+pub fn table(tables: &Tables, id: SchemaId) -> Result<&Arc<Table>> {
     tables.get(&id).ok_or_else(|| Error::new(ErrorKind::Unexpected, format!("table version {} was not prepared", id.0)))
 }
 

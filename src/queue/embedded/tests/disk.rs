@@ -100,7 +100,7 @@ impl Disk {
         let state = &mut *self.state();
         let mut names = std::mem::take(&mut state.durable_names);
         for change in std::mem::take(&mut state.pending) {
-            if next(&mut state.random) % 2 == 0 {
+            if next(&mut state.random).is_multiple_of(2) {
                 apply(&mut names, &change);
             }
         }
@@ -168,9 +168,8 @@ impl State {
     }
 
     fn change_names(&mut self, change: NameChange) -> io::Result<()> {
-        match self.fault()? {
-            Some(Fault::Full) => return Err(io::ErrorKind::StorageFull.into()),
-            _ => {}
+        if let Some(Fault::Full) = self.fault()? {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         apply(&mut self.names, &change);
         self.pending.push(change);
@@ -217,7 +216,7 @@ impl Inode {
     /// Some pages reach the disk; the others count as clean and will not be written by a later sync.
     fn fail_sync(&mut self, random: &mut u64) {
         for page in &mut self.pages {
-            page.lost |= page.versions.len() > 1 && next(random) % 2 == 0;
+            page.lost |= page.versions.len() > 1 && next(random).is_multiple_of(2);
             page.versions = vec![if page.lost { page.versions[0] } else { page.now }];
         }
     }
@@ -351,9 +350,8 @@ impl Folder for Arc<Disk> {
 
     fn sync(&self) -> io::Result<()> {
         let state = &mut *self.state();
-        match state.fault()? {
-            Some(Fault::Sync) => return Err(io::Error::other("the sync fails")),
-            _ => {}
+        if let Some(Fault::Sync) = state.fault()? {
+            return Err(io::Error::other("the sync fails"));
         }
         for change in std::mem::take(&mut state.pending) {
             apply(&mut state.durable_names, &change);
