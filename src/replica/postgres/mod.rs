@@ -49,6 +49,8 @@ const APPLIER_SETTINGS: &str = "SET synchronous_commit = on; SET default_transac
     SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000; \
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET xmloption = content; SET lc_monetary = 'C'; \
     SET check_function_bodies = off; SET row_security = on";
+/// Ends a statement whose client is gone. PostgreSQL 14 and later, not on every platform: a refusal means nothing.
+const CHECK_CLIENT: &str = "SET client_connection_check_interval = '5s'";
 /// A configured PostgreSQL replica.
 #[derive(Clone, Debug)]
 pub struct PostgresTarget {
@@ -69,6 +71,12 @@ impl ReplicaTarget for PostgresTarget {
         let name = &self.config.name;
         let mut connection = sql::connect(&self.config.connect, Side::Replica, &format!("millstream apply {name}")).await?;
         within(SHORT_WAIT, "setting up the session", connection.execute(AssertSqlSafe(APPLIER_SETTINGS))).await?;
+        if let Err(error) = within(SHORT_WAIT, "setting up the session", connection.execute(CHECK_CLIENT)).await {
+            if error.kind() == ErrorKind::Connection {
+                return Err(error);
+            }
+            tracing::debug!(replica = name, %error, "the replica does not look after clients that are gone");
+        }
         lock::acquire(&mut connection, name).await?;
         let row = ledger::raise_epoch(&mut connection, name).await?;
         let replica_role = take_replica_role(&mut connection).await?;
