@@ -101,17 +101,14 @@ async fn demo(wish: &Wish) -> bool {
     let site = Site::new(&(pair_configuration(&source.url(), &replica.url(), &queue.url) + &queue.more));
     prepare(&site).await;
 
-    let plan = Plan { seed: wish.seed, writers: 4, chains: 2, pause: Duration::from_millis(8), large_rows: 20_000 };
+    let plan = Plan { seed: wish.seed, writers: 4, chains: 2, pause: Duration::from_millis(15), large_rows: 20_000 };
     let workload = Workload::start(&source_server.options(&source.name), &plan);
     let daemon = site.start();
     say("$ millstream run      (under load from here on; first copy of the tables)");
     site.ready(PATIENCE).await;
     say(&format!("Tables are live {:.1} s after the start of the demo\n", began.elapsed().as_secs_f32()));
 
-    let mut figures = storm(wish, &site, daemon, &source, &replica, &workload).await;
-    let tally = workload.stop().await;
-    figures.transactions = tally.transactions();
-    figures.changes = tally.changes();
+    let mut figures = storm(wish, &site, daemon, &source, &replica, workload).await;
     let verdict = verdict(&source, &replica, &mut figures).await;
     say(&figures.table());
     say(&format!("{verdict}  ({:.0} s in all)", began.elapsed().as_secs_f32()));
@@ -142,7 +139,7 @@ async fn storm<'s>(
     first: Daemon<'s>,
     source: &PgDatabase<'_>,
     replica: &PgDatabase<'_>,
-    workload: &Workload,
+    workload: Workload,
 ) -> Figures {
     let mut random = StdRng::seed_from_u64(wish.seed);
     let mut figures = Figures::default();
@@ -188,7 +185,10 @@ async fn storm<'s>(
     }
     figures.seconds = began.elapsed().as_secs_f64();
     figures.latencies = probe.stop().await;
-    say("\nThe writers stop; the replica catches up");
+    let tally = workload.stop().await;
+    figures.transactions = tally.transactions();
+    figures.changes = tally.changes();
+    say("\nThe writers have stopped; the replica catches up");
     source.execute(&format!("INSERT INTO probe VALUES ({}, now())", i64::MAX)).await;
     let caught_up =
         async || replica.query(&format!("SELECT FROM probe WHERE id = {}", i64::MAX)).await.is_ok_and(|rows| !rows.is_empty());
