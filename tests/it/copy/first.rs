@@ -176,3 +176,23 @@ async fn a_table_that_changes_while_it_is_copied_is_copied_again() {
     assert!(site.all_logs().contains("starts again"));
     daemon.terminate().await;
 }
+
+/// A row moves into a chunk that is loaded from one that is not, without the wide value that the move did not touch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_moves_without_its_wide_value_is_read_again() {
+    let (source, replica) = databases().await;
+    source.execute("CREATE TABLE a (id int PRIMARY KEY, wide text); ALTER TABLE a ALTER wide SET STORAGE EXTERNAL").await;
+    source.execute("INSERT INTO a SELECT n, repeat(md5(n::text), 90) FROM generate_series(1, 400) n").await;
+    let site = site(&source, &replica, "copy_max_bytes_per_second = \"64KiB\"");
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    let some = "SELECT count(*) > 0 FROM millstream.copy_chunk WHERE state = 'loaded'";
+    until("a chunk to be loaded", LONG, async || replica.query(some).await.is_ok_and(|rows| rows[0][0].as_deref() == Some("t")))
+        .await;
+    source.execute("UPDATE a SET id = -id WHERE id > 390").await;
+    source.execute("UPDATE a SET id = -id WHERE id = -395; DELETE FROM a WHERE id = -396").await;
+    until("the tables to be live", COPIED, async || live(&replica).await).await;
+    compare::equal(&source, &replica, LONG).await;
+    assert!(site.all_logs().contains("are read again"), "{}", site.all_logs());
+    daemon.terminate().await;
+}
