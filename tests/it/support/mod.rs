@@ -30,8 +30,6 @@ pub mod wait;
 pub mod workload;
 pub mod workload_ops;
 
-#[cfg(test)]
-
 /// Counts a test that cannot run here, and says why; `make test` lists them at its end and refuses them in CI.
 pub fn skip(why: &str) {
     use std::io::Write as _;
