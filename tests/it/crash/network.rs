@@ -48,7 +48,8 @@ async fn an_orphaned_session_on_the_replica_does_not_hold_the_pair_up_for_long()
 async fn a_half_open_source_connection_is_noticed() {
     let servers = Servers::start().await;
     let pair = Pair::with(&servers, true, &[("[http]", "ready_max_lag = \"2s\"")]).await;
-    let workload = pair.load(&Plan::default());
+    let workload =
+        pair.load(&Plan { writers: 1, chains: 1, pause: Duration::from_millis(40), large_rows: 500, ..Plan::default() });
     let _daemon = pair.site.start();
     pair.site.ready(CATCH_UP).await;
     let reader = pair.reader();
