@@ -29,7 +29,7 @@ fn every_help_has_an_example_that_the_program_takes() {
         for line in help.lines().filter(|line| line.trim_start().starts_with("millstream ")) {
             // What stands behind two spaces explains.
             let line = line.split('|').next().unwrap_or_default().trim().split("  ").next().unwrap_or_default();
-            let words: Vec<String> = line.trim().split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect();
+            let words: Vec<String> = line.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect();
             Cli::command().try_get_matches_from(&words).unwrap_or_else(|error| panic!("{line}: {error}"));
             examples += 1;
         }

@@ -75,10 +75,6 @@ impl Pair {
         self.config.sources.values().next().expect("a source")
     }
 
-    pub fn reports(&self) -> &ReplicaConfig {
-        self.config.replicas.values().next().expect("a replica")
-    }
-
     /// Runs `init` and gives what it said.
     pub async fn init_with(&self, options: InitOptions) -> (millstream::Result<Outcome>, Vec<Line>) {
         let mut lines = Vec::new();
