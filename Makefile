@@ -24,6 +24,7 @@ soak: ## random kills for SOAK_SECONDS=600 (SOAK_SEED replays a run)
 	@tests/tools/install-deps kafka
 	@cargo test --locked --features failpoints --test it --no-run
 	SOAK_SECONDS=$(SOAK_SECONDS) cargo test --locked --features failpoints --test it -- --nocapture --test-threads 1 soak::
+	cargo test --locked --features failpoints --test it -- --ignored --test-threads 1 crash::
 
 fuzz: ## every fuzz target for FUZZ_SECONDS=30 each
 	@tests/tools/install-deps

@@ -61,12 +61,14 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
     let mut pause = FIRST_PAUSE;
     loop {
         let began = Instant::now();
-        let before = status.borrow().batches;
+        let (before, position) = (status.borrow().batches, status.borrow().position);
         let error = match attempt(&applier, &cancel, &status).await {
             Ok(()) => break,
             Err(error) => error.context(format!("replica '{}'", applier.config.name)),
         };
-        if status.borrow().batches > before || began.elapsed() > LAST_PAUSE {
+        // A claim that finds the ledger further on shows that a commit went in whose answer was lost.
+        let moved = status.borrow().batches > before || status.borrow().position != position;
+        if moved || began.elapsed() > LAST_PAUSE {
             pause = FIRST_PAUSE;
         }
         let Some(wait) = next_attempt(&error, &status, &mut pause) else { break };

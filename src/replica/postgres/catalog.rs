@@ -15,6 +15,8 @@ pub struct CatalogColumn {
     pub name: String,
     /// `schema.type`, as the log writes types.
     pub type_name: String,
+    /// As declared: a domain under its own name.
+    pub declared_type: String,
     /// The type for a cast: quoted, without length, precision and scale, which assignment enforces.
     pub cast: String,
     /// Computed by the replica.
@@ -109,7 +111,8 @@ async fn read_columns(connection: &mut PgConnection, oid: i64) -> Result<Vec<Cat
         a.attgenerated::text, a.attidentity::text, \
         a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL, \
         n.nspname = 'pg_catalog' AND coalesce(l.collisdeterministic, true) AND t.typname IN ('bool', 'int2', 'int4', 'int8', 'oid', \
-        'text', 'varchar', 'uuid', 'date', 'time', 'timestamp', 'timestamptz', 'bytea', 'pg_lsn') \
+        'text', 'varchar', 'uuid', 'date', 'time', 'timestamp', 'timestamptz', 'bytea', 'pg_lsn'), \
+        n.nspname || '.' || t.typname \
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
         JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation \
         WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
@@ -123,6 +126,7 @@ async fn read_columns(connection: &mut PgConnection, oid: i64) -> Result<Vec<Cat
         identity_always: row.get::<String, _>(4) == "a",
         required: row.get(5),
         exact: row.get(6),
+        declared_type: row.get(7),
     };
     Ok(rows.iter().map(column).collect())
 }

@@ -130,7 +130,7 @@ fn fit_column(schema: &TableSchema, column: &Column, catalog: &Catalog) -> Resul
             column.type_name
         ))
     })?;
-    if found.type_name != column.type_name {
+    if found.type_name != column.type_name && found.declared_type != column.type_name {
         return Err(mismatch(format!(
             "column {} of table {} is {} on the replica and {} on the source; run ALTER TABLE {} ALTER COLUMN {} TYPE … on the replica",
             column.name,
