@@ -70,7 +70,7 @@ async fn a_full_disk_under_the_queue_halts_capture_until_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not reliably green yet on a loaded 2-core machine with a debug build: make soak runs it"]
+#[ignore = "has failed or not ended, cause not found: may be a fault of the product; in make soak"]
 async fn a_full_disk_under_the_replica_is_waited_out() {
     let Some(disk) = SmallDisk::mount(700) else { return };
     let servers =
