@@ -13,7 +13,6 @@ use crate::support::workload::Plan;
 
 /// FAULTS 2: the commit happened, its answer was lost. The ledger decides (I3).
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "has failed or not ended, cause not found: may be a fault of the product; in make soak"]
 async fn a_commit_whose_answer_is_lost_is_not_applied_twice() {
     let servers = Servers::start().await;
     let pair = Pair::proxied(&servers).await;
@@ -31,7 +30,6 @@ async fn a_commit_whose_answer_is_lost_is_not_applied_twice() {
 
 /// FAULTS 14: the applier's host is gone in mid-transaction; its session lives on, with the ledger's row locked.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "has failed or not ended, cause not found: may be a fault of the product; in make soak"]
 async fn an_orphaned_session_on_the_replica_does_not_hold_the_pair_up_for_long() {
     let servers = Servers::start().await;
     let pair = Pair::proxied(&servers).await;
@@ -47,7 +45,6 @@ async fn an_orphaned_session_on_the_replica_does_not_hold_the_pair_up_for_long()
 
 /// FAULTS 13: nothing comes any more and nothing closes. Health must not stay green, and the stream goes on by itself.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "has failed or not ended, cause not found: may be a fault of the product; in make soak"]
 async fn a_half_open_source_connection_is_noticed() {
     let servers = Servers::start().await;
     let pair = Pair::with(&servers, true, &[("[http]", "ready_max_lag = \"2s\"")]).await;

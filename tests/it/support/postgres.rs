@@ -32,9 +32,9 @@ use super::{process, template};
 
 const DEFAULTS: &str = "\
 wal_level = logical
-max_wal_senders = 30
-max_replication_slots = 30
-max_connections = 120
+max_wal_senders = 60
+max_replication_slots = 400
+max_connections = 200
 max_prepared_transactions = 10
 shared_buffers = 32MB
 fsync = off
