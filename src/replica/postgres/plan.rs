@@ -17,8 +17,6 @@ pub type Tables = HashMap<SchemaId, Arc<Table>, foldhash::fast::RandomState>;
 pub enum Style {
     /// Tables fold per key where they can.
     Net,
-    /// So do those without a second unique key; the others go in order.
-    Careful,
     /// Everything in the source's order, across tables: foreign keys or triggers see it.
     Ordered,
     /// The same, row by row: to find the culprit.
@@ -48,7 +46,7 @@ pub fn plan<'a>(changes: &'a [Change], tables: &'a Tables, style: Style) -> Resu
         in_order(changes, 0..changes.len(), tables, style == Style::OneByOne, &mut work)?;
         return Ok(work);
     }
-    let mut folder = Folder { changes, tables, style, slots: Vec::new(), by_version: HashMap::default(), last: None };
+    let mut folder = Folder { changes, tables, slots: Vec::new(), by_version: HashMap::default(), last: None };
     for (index, change) in changes.iter().enumerate() {
         match change {
             Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => {
@@ -92,7 +90,6 @@ struct Slot<'a> {
 struct Folder<'a> {
     changes: &'a [Change],
     tables: &'a Tables,
-    style: Style,
     slots: Vec<Slot<'a>>,
     by_version: HashMap<SchemaId, usize, foldhash::fast::RandomState>,
     last: Option<(SchemaId, usize)>,
@@ -113,8 +110,7 @@ impl<'a> Folder<'a> {
             if self.slots.iter().any(|slot| slot.table.schema.table == table.schema.table) {
                 self.flush(work)?;
             }
-            let ordered = table.ordered || (self.style == Style::Careful && table.second_unique);
-            let net = (!ordered).then(|| Compactor::new(table.shape.clone()));
+            let net = (!table.ordered).then(|| Compactor::new(table.shape.clone()));
             self.slots.push(Slot { table, indexes: Vec::new(), net });
             self.by_version.insert(id, self.slots.len() - 1);
             self.slots.len() - 1

@@ -111,11 +111,7 @@ impl PostgresReplica {
         }
         let origin = under_origin || (self.replica_role && used.iter().any(|table| table.deferrable));
         let enforced = origin || !self.replica_role;
-        let style = match (enforced && used.iter().any(|table| table.entangled), self.careful) {
-            (true, _) => Style::Ordered,
-            (false, 0) => Style::Net,
-            (false, _) => Style::Careful,
-        };
+        let style = if enforced && used.iter().any(|table| table.entangled) { Style::Ordered } else { Style::Net };
         Mode { origin, enforced, style }
     }
 }

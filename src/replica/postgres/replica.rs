@@ -12,7 +12,7 @@ use super::errors::{SHORT_WAIT, within};
 use super::ledger::CopyState;
 use super::plan::{Style, Tables, Work};
 use super::prepare::Mode;
-use super::write::{STATEMENT_WAIT, Writer};
+use super::write::{Moving, STATEMENT_WAIT, Writer};
 use super::{blame, errors, ledger, plan};
 use crate::apply::first_copy::Schemas;
 use crate::apply::merge::Batch;
@@ -21,9 +21,6 @@ use crate::event::{ApplyEpoch, Change, TableName, TransactionHeader};
 use crate::failpoint;
 use crate::halt::HaltCode;
 use crate::replica::{Applied, Replica, Step};
-
-/// Batches for which tables with a second unique key go in order, after one went in only by pieces.
-const CAREFUL_BATCHES: u32 = 50;
 
 /// A claimed PostgreSQL replica.
 pub(super) struct PostgresReplica {
@@ -36,7 +33,7 @@ pub(super) struct PostgresReplica {
     pub(super) tables: Tables,
     /// Tables that the ledger knows.
     pub(super) members: HashMap<TableName, CopyState>,
-    pub(super) careful: u32,
+    moving: Moving,
     large: Option<Large>,
 }
 
@@ -51,7 +48,6 @@ struct Large {
 #[async_trait]
 impl Replica for PostgresReplica {
     async fn apply(&mut self, batch: &Batch, schemas: &Schemas) -> Result<Applied> {
-        self.careful = self.careful.saturating_sub(1);
         let mut applied = Applied::default();
         // Ranges of transactions still to apply, the next one last.
         let mut ranges = vec![(0, batch.marks.len())];
@@ -76,9 +72,6 @@ impl Replica for PostgresReplica {
                 culprit.map_err(|error| blame::at_marks(error, &batch.marks[from..to]))?;
                 applied.commits += 1;
             }
-        }
-        if applied.replayed {
-            self.careful = CAREFUL_BATCHES;
         }
         Ok(applied)
     }
@@ -136,7 +129,7 @@ impl PostgresReplica {
             catalogs: HashMap::new(),
             tables: Tables::default(),
             members: HashMap::new(),
-            careful: 0,
+            moving: Moving::default(),
             large: None,
         }
     }
@@ -159,7 +152,7 @@ impl PostgresReplica {
         begin(&mut self.connection, mode.origin).await?;
         ledger::step(&mut self.connection, &self.name, self.epoch, &step, SHORT_WAIT).await?;
         failpoint::hit("apply.ledger_moved")?;
-        carry_out(&mut self.connection, &work, &self.tables, mode).await?;
+        carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode).await?;
         drop(work);
         self.commit().await
     }
@@ -173,13 +166,13 @@ impl PostgresReplica {
         }
         within(SHORT_WAIT, "setting a savepoint", self.connection.execute("SAVEPOINT piece")).await?;
         let work = plan::plan(changes, &self.tables, mode.style)?;
-        match carry_out(&mut self.connection, &work, &self.tables, mode).await {
+        match carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode).await {
             Err(error) if errors::concerns_rows(&error) => {
                 drop(work);
                 within(SHORT_WAIT, "going back", self.connection.execute("ROLLBACK TO SAVEPOINT piece")).await?;
                 let mode = Mode { style: Style::OneByOne, ..mode };
                 let work = plan::plan(changes, &self.tables, mode.style)?;
-                carry_out(&mut self.connection, &work, &self.tables, mode)
+                carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode)
                     .await
                     .at(|| format!("piece behind change {before}"))?;
             }
@@ -212,9 +205,15 @@ async fn begin(connection: &mut PgConnection, origin: bool) -> Result<()> {
     within(SHORT_WAIT, "BEGIN", connection.execute(AssertSqlSafe(sql))).await.map(drop)
 }
 
-async fn carry_out(connection: &mut PgConnection, work: &[Work<'_>], tables: &Tables, mode: Mode) -> Result<()> {
+async fn carry_out(
+    connection: &mut PgConnection,
+    moving: &mut Moving,
+    work: &[Work<'_>],
+    tables: &Tables,
+    mode: Mode,
+) -> Result<()> {
     let one_by_one = mode.style == Style::OneByOne;
-    let mut writer = Writer { connection, enforced: mode.enforced, one_by_one };
+    let mut writer = Writer { connection, enforced: mode.enforced, one_by_one, moving };
     for item in work {
         writer
             .work(item, tables)

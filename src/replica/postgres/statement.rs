@@ -19,12 +19,20 @@ impl Parameters {
         self.cells.len() - 1
     }
 
-    /// `unnest` of several arrays is grammar, not a function: it cannot be qualified. An empty search_path makes it ours.
     fn from(&self) -> String {
-        let arrays: Vec<_> = (1..=self.cells.len()).map(|n| format!("${n}::text[]")).collect();
-        let names: Vec<_> = (0..self.cells.len()).map(|n| format!("a{n}")).collect();
-        format!("unnest({}) AS u({})", arrays.join(","), names.join(","))
+        from(self.cells.len())
     }
+
+    fn statement(self, sql: String) -> Statement {
+        Statement { sql, cells: self.cells, masks: Vec::new() }
+    }
+}
+
+/// `unnest` of several arrays is grammar, not a function: it cannot be qualified. An empty search_path makes it ours.
+fn from(parameters: usize) -> String {
+    let arrays: Vec<_> = (1..=parameters).map(|n| format!("${n}::text[]")).collect();
+    let names: Vec<_> = (0..parameters).map(|n| format!("a{n}")).collect();
+    format!("unnest({}) AS u({})", arrays.join(","), names.join(","))
 }
 
 /// SQL, and the cells that its parameters take in order.
@@ -34,6 +42,8 @@ pub struct Statement {
     pub sql: String,
     /// Indexes into the rows: new cells, then finding cells.
     pub cells: Vec<usize>,
+    /// New cells of which a parameter each, behind all others, says in which rows they are known.
+    pub masks: Vec<usize>,
 }
 
 /// Inserts whole rows.
@@ -52,7 +62,7 @@ pub fn insert(table: &Table) -> Statement {
         values.join(","),
         parameters.from()
     );
-    Statement { sql, cells: parameters.cells }
+    parameters.statement(sql)
 }
 
 /// COPY of whole rows: its parameters are the columns of its text.
@@ -61,7 +71,7 @@ pub fn copy(table: &Table) -> Statement {
     let written = || table.columns.iter().enumerate().filter(|(_, column)| column.written);
     let names: Vec<_> = written().map(|(_, column)| column.name.as_str()).collect();
     let sql = format!("COPY {} ({}) FROM STDIN", table.name, names.join(","));
-    Statement { sql, cells: written().map(|(index, _)| index).collect() }
+    Statement { sql, cells: written().map(|(index, _)| index).collect(), masks: Vec::new() }
 }
 
 /// Deletes rows by key.
@@ -70,7 +80,7 @@ pub fn delete(table: &Table) -> Statement {
     let mut parameters = Parameters { cells: Vec::new() };
     let key = by_key(table, &mut parameters);
     let sql = format!("DELETE FROM {} AS t USING {} WHERE {key}", table.name, parameters.from());
-    Statement { sql, cells: parameters.cells }
+    parameters.statement(sql)
 }
 
 /// Updates rows by key; `None` when there is nothing that can be set.
@@ -98,7 +108,61 @@ pub fn update(table: &Table, set: &[usize]) -> Option<Statement> {
         assignments.push(format!("{0} = t.{0}", any.name));
     }
     let sql = format!("UPDATE {} AS t SET {} FROM {} WHERE {key}", table.name, assignments.join(", "), parameters.from());
-    Some(Statement { sql, cells: parameters.cells })
+    Some(parameters.statement(sql))
+}
+
+/// Updates rows of which some take unique values that others of them give up: every row is deleted before the first is inserted
+/// again. A row that the own transaction has deleted, in the same command too, no longer counts for unique and exclusion
+/// constraints (src/backend/access/heap/heapam_visibility.c, `HeapTupleSatisfiesDirty`).
+///
+/// `partial` are columns whose cells are unchanged in some rows; a mask as one more parameter each says in which.
+#[must_use]
+pub fn remake_together(table: &Table, partial: &[usize]) -> Statement {
+    let mut parameters = Parameters { cells: Vec::new() };
+    let key = by_key(table, &mut parameters);
+    let written = || table.columns.iter().enumerate().filter(|(_, column)| column.written);
+    let taken: Vec<_> = written().filter(|(index, _)| !table.shape.key.contains(index)).collect();
+    let places: Vec<_> = taken.iter().map(|(index, _)| parameters.add(*index)).collect();
+    let mut masks = Vec::new();
+    let mut values: Vec<_> = table
+        .shape
+        .key
+        .iter()
+        .map(|&index| &table.columns[index])
+        .filter(|column| column.written)
+        .map(|c| format!("t.{}", c.name))
+        .collect();
+    let mut names: Vec<_> =
+        table.shape.key.iter().map(|&index| &table.columns[index]).filter(|c| c.written).map(|c| c.name.clone()).collect();
+    for ((index, column), place) in taken.iter().zip(places) {
+        names.push(column.name.clone());
+        let value = format!("u.a{place}::{}", column.cast);
+        values.push(if partial.contains(index) {
+            masks.push(*index);
+            let mask = parameters.cells.len() + masks.len() - 1;
+            format!("CASE WHEN u.a{mask}::boolean THEN {value} ELSE t.{} END", column.name)
+        } else {
+            value
+        });
+    }
+    for name in &table.extra {
+        names.push(name.clone());
+        values.push(format!("t.{name}"));
+    }
+    let returned: Vec<_> = values.iter().enumerate().map(|(n, value)| format!("{value} AS v{n}")).collect();
+    let inserted: Vec<_> = (0..values.len()).map(|n| format!("v{n}")).collect();
+    // The count is wanted before the first row is, so that all of them are deleted by then.
+    let sql = format!(
+        "WITH gone AS (DELETE FROM {name} AS t USING {from} WHERE {key} RETURNING {returned}) \
+         INSERT INTO {name} ({names}) OVERRIDING SYSTEM VALUE SELECT {inserted} FROM gone \
+         WHERE (SELECT pg_catalog.count(*) FROM gone) > 0",
+        name = table.name,
+        from = from(parameters.cells.len() + masks.len()),
+        returned = returned.join(","),
+        names = names.join(","),
+        inserted = inserted.join(","),
+    );
+    Statement { sql, cells: parameters.cells, masks }
 }
 
 /// Makes one row anew from what it was and what is set: for columns that cannot be updated.
@@ -128,7 +192,7 @@ pub fn remake(table: &Table, set: &[usize]) -> Statement {
         names.join(","),
         values.join(",")
     );
-    Statement { sql, cells: parameters.cells }
+    parameters.statement(sql)
 }
 
 fn by_key(table: &Table, parameters: &mut Parameters) -> String {
@@ -146,7 +210,7 @@ fn by_key(table: &Table, parameters: &mut Parameters) -> String {
 pub fn delete_one(table: &Table, finders: &[Cell<'_>]) -> Statement {
     let mut parameters = Parameters { cells: Vec::new() };
     let one = one_row(table, finders, &mut parameters);
-    Statement { sql: format!("DELETE FROM {} AS t USING {one}", table.name), cells: parameters.cells }
+    parameters.statement(format!("DELETE FROM {} AS t USING {one}", table.name))
 }
 
 /// Updates one of the rows that equal an old image; `None` when there is nothing that can be set.
@@ -165,7 +229,7 @@ pub fn update_one(table: &Table, set: &[usize], finders: &[Cell<'_>]) -> Option<
     }
     let one = one_row(table, finders, &mut parameters);
     let sql = format!("UPDATE {} AS t SET {} FROM {one}", table.name, assignments.join(", "));
-    Some(Statement { sql, cells: parameters.cells })
+    Some(parameters.statement(sql))
 }
 
 /// Exactly one of equal rows. Where equality is coarser than the text (numeric scale, negative zero) or does not exist (json,

@@ -24,6 +24,31 @@ pub struct TextColumn<'r, 'a> {
     pub pick: &'r [u32],
     /// Which cell.
     pub cell: usize,
+    /// A mask tells of cells that are unchanged; they are NULL here.
+    pub masked: bool,
+}
+
+/// Says of each of some rows whether a cell is known, as an array parameter.
+pub struct Mask<'r, 'a> {
+    /// The rows.
+    pub rows: &'r RowSet<'a>,
+    /// Which of them.
+    pub pick: &'r [u32],
+    /// Which cell.
+    pub cell: usize,
+}
+
+impl Type<Postgres> for Mask<'_, '_> {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(TEXT_ARRAY))
+    }
+}
+
+impl<'q> Encode<'q, Postgres> for Mask<'_, '_> {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        let known = self.pick.iter().map(|&index| self.rows.row(index)[self.cell] != Cell::Unchanged);
+        put_array(buffer, known.map(|known| Cell::Value(if known { b"t" } else { b"f" })))
+    }
 }
 
 impl Type<Postgres> for TextColumn<'_, '_> {
@@ -33,27 +58,31 @@ impl Type<Postgres> for TextColumn<'_, '_> {
 }
 
 impl<'q> Encode<'q, Postgres> for TextColumn<'_, '_> {
-    /// The binary form of an array (src/backend/utils/adt/arrayfuncs.c, `array_recv`): dimensions, a NULL flag, the element type, length, lower
-    /// bound, then each element with its length.
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        let count = i32::try_from(self.pick.len())?;
-        buffer.extend_from_slice(&1_i32.to_be_bytes());
-        buffer.extend_from_slice(&1_i32.to_be_bytes());
-        buffer.extend_from_slice(&TEXT.to_be_bytes());
-        buffer.extend_from_slice(&count.to_be_bytes());
-        buffer.extend_from_slice(&1_i32.to_be_bytes());
-        for &index in self.pick {
-            match self.rows.row(index)[self.cell] {
-                Cell::Null => buffer.extend_from_slice(&(-1_i32).to_be_bytes()),
-                Cell::Value(value) => {
-                    buffer.extend_from_slice(&i32::try_from(value.len())?.to_be_bytes());
-                    buffer.extend_from_slice(value);
-                }
-                Cell::Unchanged => return Err("an unchanged cell among values to write".into()),
-            }
-        }
-        Ok(IsNull::No)
+        let cells = self.pick.iter().map(|&index| self.rows.row(index)[self.cell]);
+        put_array(buffer, cells.map(|cell| if self.masked && cell == Cell::Unchanged { Cell::Null } else { cell }))
     }
+}
+
+/// The binary form of an array (src/backend/utils/adt/arrayfuncs.c, `array_recv`): dimensions, a NULL flag, the element type, length, lower
+/// bound, then each element with its length.
+fn put_array<'a>(buffer: &mut PgArgumentBuffer, cells: impl ExactSizeIterator<Item = Cell<'a>>) -> Result<IsNull, BoxDynError> {
+    buffer.extend_from_slice(&1_i32.to_be_bytes());
+    buffer.extend_from_slice(&1_i32.to_be_bytes());
+    buffer.extend_from_slice(&TEXT.to_be_bytes());
+    buffer.extend_from_slice(&i32::try_from(cells.len())?.to_be_bytes());
+    buffer.extend_from_slice(&1_i32.to_be_bytes());
+    for cell in cells {
+        match cell {
+            Cell::Null => buffer.extend_from_slice(&(-1_i32).to_be_bytes()),
+            Cell::Value(value) => {
+                buffer.extend_from_slice(&i32::try_from(value.len())?.to_be_bytes());
+                buffer.extend_from_slice(value);
+            }
+            Cell::Unchanged => return Err("an unchanged cell among values to write".into()),
+        }
+    }
+    Ok(IsNull::No)
 }
 
 /// One cell as a parameter.

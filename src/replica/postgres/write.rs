@@ -1,21 +1,22 @@
 //! Carries work out, and checks the row count of every statement: a row that is not there, or there twice, is a conflict (I5).
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnection, PgDatabaseError};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Postgres};
+use sqlx::{AssertSqlSafe, Executor, Postgres};
 
-use super::errors;
+use super::errors::{self, SHORT_WAIT, within};
 use super::plan::{Tables, Work, table};
 use super::statement::{self, Statement};
 use super::tables::Table;
-use super::values::{TextColumn, TextValue, push_copy_row};
+use super::values::{Mask, TextColumn, TextValue, push_copy_row};
 use crate::apply::compact::Net;
 use crate::apply::rows::RowSet;
 use crate::apply::runs::{Ordered, Run, RunKind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Cell;
+use crate::event::{Cell, SchemaId};
 use crate::halt::HaltCode;
 
 /// The server's `statement_timeout` for batches ends a statement before this deadline ends the connection.
@@ -36,6 +37,30 @@ pub struct Writer<'c> {
     pub enforced: bool,
     /// Row by row: what cannot be done by a set statement is tried in other ways.
     pub one_by_one: bool,
+    /// What was learned of tables whose unique values move.
+    pub moving: &'c mut Moving,
+}
+
+/// Tables with a second unique key whose rows lately took each other's values, and for how many more batches that is expected.
+#[derive(Debug, Default)]
+pub struct Moving(HashMap<SchemaId, u32, foldhash::fast::RandomState>);
+
+impl Moving {
+    /// Batches for which a table's updates are taken apart at once, after one could not be done in place.
+    const BATCHES: u32 = 50;
+
+    fn expects(&mut self, table: SchemaId) -> bool {
+        let Some(left) = self.0.get_mut(&table) else { return false };
+        *left -= 1;
+        if *left == 0 {
+            self.0.remove(&table);
+        }
+        true
+    }
+
+    fn learn(&mut self, table: SchemaId) {
+        self.0.insert(table, Self::BATCHES);
+    }
 }
 
 impl Writer<'_> {
@@ -58,10 +83,44 @@ impl Writer<'_> {
 
     async fn net(&mut self, table: &Table, net: &Net<'_>) -> Result<()> {
         self.delete(table, &net.rows, &net.deletes).await?;
+        self.updates(table, net).await?;
+        self.insert(table, &net.rows, &net.inserts).await
+    }
+
+    /// In place where that can be done. Where unique values move from row to row it cannot, and nothing in the log tells
+    /// beforehand (an update carries no old values): tried under a savepoint, then taken apart.
+    async fn updates(&mut self, table: &Table, net: &Net<'_>) -> Result<()> {
+        let mut all: Vec<u32> = net.updates.iter().flat_map(|group| group.rows.iter().copied()).collect();
+        all.sort_unstable();
+        let apart = table.second_unique && all.len() > 1 && cut(&net.rows, &all).nth(1).is_none();
+        if !apart {
+            return self.updates_in_place(table, net).await;
+        }
+        if !self.moving.expects(table.schema.id) {
+            within(SHORT_WAIT, "setting a savepoint", self.connection.execute("SAVEPOINT updates")).await?;
+            match self.updates_in_place(table, net).await {
+                Err(error) if errors::concerns_rows(&error) => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    let release = self.connection.execute("RELEASE SAVEPOINT updates");
+                    return within(SHORT_WAIT, "ending a savepoint", release).await.map(drop);
+                }
+            }
+            within(SHORT_WAIT, "going back", self.connection.execute("ROLLBACK TO SAVEPOINT updates; RELEASE SAVEPOINT updates"))
+                .await?;
+            self.moving.learn(table.schema.id);
+        }
+        let partial: Vec<usize> = (0..table.columns.len())
+            .filter(|&column| all.iter().any(|&row| net.rows.row(row)[column] == Cell::Unchanged))
+            .collect();
+        self.set_statement(table, &statement::remake_together(table, &partial), &net.rows, &all, "update", false).await
+    }
+
+    async fn updates_in_place(&mut self, table: &Table, net: &Net<'_>) -> Result<()> {
         for group in &net.updates {
             self.update(table, &net.rows, &group.rows, &group.set).await?;
         }
-        self.insert(table, &net.rows, &net.inserts).await
+        Ok(())
     }
 
     async fn run(&mut self, table: &Table, run: &Run<'_>) -> Result<()> {
@@ -111,7 +170,7 @@ impl Writer<'_> {
     }
 
     async fn copy(&mut self, table: &Table, rows: &RowSet<'_>, pick: &[u32]) -> Result<()> {
-        let Statement { sql, cells } = statement::copy(table);
+        let Statement { sql, cells, .. } = statement::copy(table);
         let send = async {
             let mut copy = self.connection.copy_in_raw(&sql).await?;
             let mut buffer = Vec::with_capacity(COPY_BYTES + 4096);
@@ -153,8 +212,12 @@ impl Writer<'_> {
     ) -> Result<()> {
         for pick in cut(rows, pick) {
             let mut query = sqlx::query(AssertSqlSafe(statement.sql.clone()));
+            let masked = !statement.masks.is_empty();
             for &cell in &statement.cells {
-                query = query.bind(TextColumn { rows, pick, cell });
+                query = query.bind(TextColumn { rows, pick, cell, masked });
+            }
+            for &cell in &statement.masks {
+                query = query.bind(Mask { rows, pick, cell });
             }
             let done = self.execute(table, query).await?;
             if !(fewer && done <= pick.len() as u64) {
