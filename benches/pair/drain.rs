@@ -56,9 +56,11 @@ pub async fn run(wish: &Wish, report: &mut Report) {
         let mut rows = Competitor::ALL.map(|who| Row::new(&format!("drain, {name}"), who.label(), "changes/s"));
         for round in 0..=wish.rounds {
             marker += 1;
-            let load = format!("SET synchronous_commit = off; CALL {call}({})", wish.drain_changes);
             let mut session = arena.source.connection().await;
-            sqlx::raw_sql(sqlx::AssertSqlSafe(load)).execute(&mut session).await.expect("the load");
+            // One by one: several in one message would be one transaction, and the procedure commits.
+            for statement in ["SET synchronous_commit = off".to_owned(), format!("CALL {call}({})", wish.drain_changes)] {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut session).await.expect("the load");
+            }
             arena.source.execute(&format!("INSERT INTO marker VALUES ({marker})")).await;
             arena.settle().await;
             for index in order(round) {
