@@ -60,15 +60,15 @@ async fn a_claim_without_room_trims_what_nobody_needs() {
     log.drain().await.unwrap();
     log.give_base();
     log.drain().await.unwrap();
-    super::begin::announce(&queue, "s", log.epoch(), log.durable_base()).await.unwrap();
+    // Not announced: the disk was full before the next round of upkeep.
     let base = log.durable_base().unwrap().offset.0;
     consume(&memory, 2).await;
     drop(log);
-    for (keep_from, start) in [(2, 2), (base + 1, base)] {
+    for (keep_from, start) in [(2, 2), (base, base)] {
         consume(&memory, keep_from).await;
         memory.0.lock().unwrap().full = true;
         assert_eq!(claim(&queue, "s", "test").await.err().unwrap().kind(), ErrorKind::NoSpace);
-        assert_eq!(memory.0.lock().unwrap().start as u64, start, "below the consumer's place and the newest base");
+        assert_eq!(memory.0.lock().unwrap().start as u64, start, "below the consumer's place");
     }
     memory.0.lock().unwrap().full = false;
     take_over(&queue).await;

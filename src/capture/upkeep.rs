@@ -77,7 +77,7 @@ impl Upkeep {
                     put_hint(&self.queue, &self.stream, WriterHint { epoch: self.epoch, base_offset: base.offset }).await?;
                     announced = Some(base);
                 }
-                self.queue.trim(&self.stream, trim_below(&consumers, base.offset)).await?;
+                self.queue.trim(&self.stream, trim_below(&consumers, base)).await?;
             }
             let pause = if now.waiting { EVERY_WHEN_FULL } else { EVERY };
             // A worker that begins to wait wants to know at once; everything else can wait for the pause.
@@ -130,17 +130,19 @@ pub fn slowest_of(consumers: &BTreeMap<String, ConsumerProgress>) -> Option<Slow
 }
 
 /// What nobody needs lies before this.
-fn trim_below(consumers: &BTreeMap<String, ConsumerProgress>, base: QueueOffset) -> QueueOffset {
-    consumers.values().map(|progress| progress.keep_from).fold(base, QueueOffset::min)
+fn trim_below(consumers: &BTreeMap<String, ConsumerProgress>, base: DurableBase) -> QueueOffset {
+    consumers.values().map(|progress| progress.keep_from).fold(base.offset, QueueOffset::min)
 }
 
-/// Trims by what the registry says alone, for a writer that has no room for its fence and so can neither own the stream nor have upkeep. Whoever
-/// owned it last would trim as far: every consumer's place and the newest hint's are durable and valid bases.
+/// Trims by what the registry says alone, for a writer that has no room for its fence and so can neither own the stream nor have upkeep. Every
+/// consumer's place is a base that it has read as valid, so the log may begin at the lowest; the hint may be older, if its writer filled the disk between
+/// two rounds of upkeep, and counts where there is no consumer.
 ///
 /// # Errors
 /// Those of the queue.
 pub(super) async fn make_room(queue: &Arc<dyn Queue>, stream: &str) -> Result<()> {
     let registry = queue.registry(stream).await?;
     let Some(hint) = WriterHint::newest(&registry)? else { return Ok(()) };
-    queue.trim(stream, trim_below(&consumers(&registry)?, hint.base_offset)).await
+    let lowest = consumers(&registry)?.values().map(|progress| progress.keep_from).min();
+    queue.trim(stream, lowest.unwrap_or(hint.base_offset)).await
 }

@@ -94,6 +94,8 @@ async fn a_disk_that_the_log_has_filled_is_drained_by_the_replica_that_comes_bac
         pair.source.execute(&batch).await;
     }
     pair.halted("no_space").await;
+    // What a large batch left is room enough for a fence: gone as well, to stay.
+    disk.fill_but(4 << 20);
     servers.replica.restart().await;
     pair.caught_up().await;
     assert_eq!(pair.replica.value("SELECT count(*)::text FROM filler").await, "16000");
