@@ -5,7 +5,8 @@
 //!
 //! A *base row* is [`History`], every schema in force, and a [`Progress`] that says again where the stream stands. The
 //! History and the schemas still name the old base; the Progress names the first of the row, and so does every record after it.
-//! The row is repeated about every [`BASE_EVERY_BYTES`], never between the parts of a transaction.
+//! The row is repeated about every [`BASE_EVERY_BYTES`], whoever wrote the last one, and never between the parts of a transaction. A base stays valid over
+//! fences, so a new writer goes on from the one that it has read.
 //!
 //! ```text
 //! #17 Transactions   base 2
@@ -44,6 +45,11 @@ pub(crate) fn now_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// A row that is itself large is repeated less often.
+fn base_every(row_bytes: u64) -> u64 {
+    BASE_EVERY_BYTES.max(8 * row_bytes)
+}
+
 /// A large transaction being given part by part.
 #[derive(Debug)]
 struct PartsInHand {
@@ -62,6 +68,7 @@ pub struct LogWriter {
     epoch: Epoch,
     nonce: Nonce,
     last: RecordNumber,
+    last_reachable: RecordNumber,
     bytes_total: u64,
     changes_total: u64,
     base: RecordNumber,
@@ -79,24 +86,26 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// Goes on with a claimed stream. [`Self::give_base`] comes first for one that has begun.
+    /// Goes on with a claimed stream. [`Self::ensure_base`] comes first for one that has begun.
     #[must_use]
     pub fn new(claim: Claim, max_record_bytes: usize) -> Self {
         let recovered = claim.recovered;
+        let base = recovered.row.map(|row| DurableBase { number: row.number, offset: row.offset });
         Self {
             next_schema: recovered.next_schema(),
             // The position was read back from the queue behind a durable fence.
-            out: Outbox::new(claim.writer, claim.ticket, recovered.position.map(DurablePosition::proven)),
+            out: Outbox::new(claim.writer, claim.ticket, recovered.position.map(DurablePosition::proven), base),
             max_record_bytes,
             stream: claim.stream,
             epoch: claim.epoch,
             nonce: claim.nonce,
             last: recovered.last,
+            last_reachable: recovered.last_reachable,
             bytes_total: recovered.bytes_total,
             changes_total: recovered.changes_total,
             base: recovered.base.map_or(RecordNumber(1), |(number, _)| number),
-            bytes_at_base: recovered.bytes_total,
-            base_every: BASE_EVERY_BYTES,
+            bytes_at_base: recovered.row.map_or(recovered.bytes_total, |row| row.bytes_before),
+            base_every: base_every(recovered.row.map_or(0, |row| row.bytes)),
             next_base: None,
             history: recovered.history,
             schemas: recovered.schemas,
@@ -118,6 +127,12 @@ impl LogWriter {
     #[must_use]
     pub fn last(&self) -> RecordNumber {
         self.last
+    }
+
+    /// Number of the last record given that a consumer's cursor can come to: a table's version moves none.
+    #[must_use]
+    pub fn last_reachable(&self) -> RecordNumber {
+        self.last_reachable
     }
 
     /// Bytes of all valid records, those on their way included.
@@ -214,6 +229,15 @@ impl LogWriter {
         id
     }
 
+    /// A base row, unless the one that was recovered is recent enough: a stream whose writer comes and goes would consist of base rows.
+    pub fn ensure_base(&mut self) {
+        if self.durable_base().is_none() {
+            self.give_base();
+        } else {
+            self.renew_base();
+        }
+    }
+
     /// A base row.
     pub fn give_base(&mut self) {
         self.flush();
@@ -228,8 +252,7 @@ impl LogWriter {
         }
         self.schemas = schemas;
         self.next_base = Some(first);
-        // A row that is itself large is repeated less often.
-        self.base_every = BASE_EVERY_BYTES.max(8 * (self.bytes_total - self.bytes_at_base));
+        self.base_every = base_every(self.bytes_total - self.bytes_at_base);
         if let Some(position) = self.given {
             let progress = Progress { position, source_time_us: self.source_time_us, heartbeat: false };
             self.give(&Body::Progress(progress), 0, Mark { position: Some(position), opens_base: None, closes_base: true });
@@ -371,6 +394,9 @@ impl LogWriter {
             self.base = base;
         }
         self.last = self.last.next();
+        if kind != RecordKind::Schema {
+            self.last_reachable = self.last;
+        }
         let header = RecordHeader {
             kind,
             stream: self.stream,

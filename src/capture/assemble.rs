@@ -1,7 +1,8 @@
 //! Transactions in progress: what the source has sent of them, held until each commits or is undone.
 //!
 //! Invariant: a transaction comes out whole, once, at its commit; of what was undone nothing does. All of them together hold
-//! no more memory than the budget and one message, and no more disk than the spill space (I6).
+//! no more memory than the budget and one message, and no more disk than the spill space (I6). The ids of undone subtransactions count, and cannot be
+//! spilled: past the budget everything else is.
 //!
 //! A transaction that the source sends whole (Begin … Commit) is already committed there: its changes are encoded for the log as they come.
 //! A streamed one (Stream Start … Stop blocks, interleaved with others) is not: its raw messages are held, each behind
@@ -24,6 +25,9 @@ use std::collections::{HashMap, HashSet};
 use super::postgres::decode::ShortXid;
 use super::spill::{HeldBytes, SpillSpace};
 use crate::error::{Error, ErrorKind, Result};
+
+/// Memory of one undone subtransaction: its id, its control byte and the set's free room.
+const UNDONE_BYTES: usize = 10;
 
 /// A transaction that the source is sending whole.
 #[derive(Debug)]
@@ -51,6 +55,12 @@ pub struct Streamed {
     pub undone: HashSet<u32>,
     /// Framed messages.
     pub held: HeldBytes,
+}
+
+impl Streamed {
+    fn memory_bytes(&self) -> usize {
+        self.held.memory_bytes() + self.undone.len() * UNDONE_BYTES
+    }
 }
 
 /// All transactions in progress.
@@ -194,11 +204,13 @@ impl Assembler {
     /// A streamed transaction, or one of its subtransactions, is undone. One that is not known was undone before it sent anything.
     pub fn stream_abort(&mut self, xid: ShortXid, subxid: ShortXid) {
         if xid != subxid {
-            if let Some(streamed) = self.streamed.get_mut(&xid.0) {
-                streamed.undone.insert(subxid.0);
+            if let Some(streamed) = self.streamed.get_mut(&xid.0)
+                && streamed.undone.insert(subxid.0)
+            {
+                self.memory += UNDONE_BYTES;
             }
         } else if let Some(streamed) = self.streamed.remove(&xid.0) {
-            self.memory -= streamed.held.memory_bytes();
+            self.memory -= streamed.memory_bytes();
             streamed.held.release(&mut self.space);
         }
     }
@@ -209,7 +221,7 @@ impl Assembler {
     /// [`ErrorKind::Malformed`] when it is not known.
     pub fn stream_commit(&mut self, xid: ShortXid) -> Result<Streamed> {
         let streamed = self.streamed.remove(&xid.0).ok_or_else(|| out_of_place("Stream Commit"))?;
-        self.memory -= streamed.held.memory_bytes();
+        self.memory -= streamed.memory_bytes();
         Ok(streamed)
     }
 
@@ -274,6 +286,11 @@ mod tests {
         }
         assert!(all.chunks(3004).all(|frame| frame[..4] == 3000_u32.to_le_bytes() && frame[4..].iter().all(|b| *b == 8)));
         streamed.held.release(assembler.space());
+        let before = assembler.memory_bytes();
+        for subxid in [10, 11, 11] {
+            assembler.stream_abort(ShortXid(9), ShortXid(subxid));
+        }
+        assert_eq!(assembler.memory_bytes(), before + 2 * UNDONE_BYTES as u64);
         assembler.stream_abort(ShortXid(9), ShortXid(9));
         assert_eq!((assembler.memory_bytes(), assembler.spilled_bytes()), (0, 0));
     }

@@ -75,10 +75,15 @@ fn judge(recovered: Recovered) -> Beginning {
 /// # Errors
 /// [`ErrorKind::Unexpected`] when the stream has been begun before; those of [`claim`].
 pub async fn begin_stream(queue: &Arc<dyn Queue>, stream: &str, genesis: Genesis) -> Result<()> {
+    let begun = || Error::new(ErrorKind::Unexpected, format!("stream '{stream}' has already been begun"));
     queue.create(stream).await?;
+    // Before the fence: it would end the writer of a stream that is there after all.
+    if beginning(queue, stream).await? != Beginning::Nothing {
+        return Err(begun());
+    }
     let claim = claim(queue, stream, &holder()).await?;
     if judge(claim.recovered.clone()) != Beginning::Nothing {
-        return Err(Error::new(ErrorKind::Unexpected, format!("stream '{stream}' has already been begun")));
+        return Err(begun());
     }
     let mut log = LogWriter::new(claim, queue.max_record_bytes());
     log.give_genesis(genesis);

@@ -11,8 +11,11 @@
 //!    ▼
 //!  confirmed_flush_lsn ≤ end; the timeline continues ours          or: halt
 //!    ▼
-//!  base row durable; hint written: streaming
+//!  a base that is recent, or a new one durable; hint written: streaming
 //! ```
+//!
+//! From START_REPLICATION on the walsender wants to hear from us, however long the queue takes: until the loop of the worker does it, feedback that confirms
+//! nothing is repeated beside the work.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +46,9 @@ use crate::queue::Queue;
 /// The source's walsender falls silent for as long as it decodes what is not for us; [`Worker`] asks it often itself.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// Between two signs of life while the stream is taken over; the walsender's patience is 30 s.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
+
 /// What does not change from one connection to the next.
 pub(super) struct Site {
     pub source: SourceConfig,
@@ -70,8 +76,20 @@ impl Site {
         let known = recover::identity(&self.queue, self.stream()).await?;
         self.status.send_modify(|status| status.slot = Some(known.slot.clone()));
         let mut catalog = Catalog::connect(&self.source.connect, &self.application_name).await?;
-        let (stream, server, lineage) = self.take_slot(&known, &mut catalog).await?;
+        let (mut stream, server, lineage) = self.take_slot(&known, &mut catalog).await?;
         super::set_state(&self.status, CaptureState::TakingOver);
+        let log = keep_alive(&mut stream, self.take_over(known, server, lineage, &mut catalog)).await?;
+        self.start(log, stream, catalog).await
+    }
+
+    /// Claims the stream, and judges slot and source by where it ends.
+    async fn take_over(
+        &self,
+        known: History,
+        server: Server,
+        lineage: Vec<(u32, u64)>,
+        catalog: &mut Catalog,
+    ) -> Result<LogWriter> {
         failpoint::hit("capture.before_fence")?;
         let claim = claim(&self.queue, self.stream(), &holder()).await?;
         failpoint::hit("capture.after_fence")?;
@@ -87,12 +105,14 @@ impl Site {
         if let Some(history) = continued {
             tracing::warn!(timeline = history.timeline, end = %end, "the source was promoted and has everything that the queue has: going on");
             log.set_history(history);
+            log.give_base();
+        } else {
+            log.ensure_base();
         }
-        log.give_base();
         log.drain().await?;
         announce(&self.queue, self.stream(), log.epoch(), log.durable_base()).await?;
         tracing::info!(stream = self.stream(), slot = history.slot, epoch = %log.epoch(), position = %end, "streaming");
-        self.start(log, stream, catalog).await
+        Ok(log)
     }
 
     /// Takes the slot, by reading from it.
@@ -171,5 +191,16 @@ impl Site {
         let beats =
             heartbeat::run(self.source.connect.clone(), self.application_name.clone(), self.source.heartbeat_interval, pulse);
         Ok(Streaming { worker: Worker::new(parts), upkeep, _heartbeat: Owned(tokio::spawn(beats)) })
+    }
+}
+
+/// Does something while the walsender is told, now and then, that somebody is there. Feedback before the first that confirms something confirms nothing.
+async fn keep_alive<T>(stream: &mut ReplicationStream, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(ALIVE_EVERY) => stream.repeat_feedback(false).await?,
+        }
     }
 }

@@ -30,6 +30,8 @@ pub enum Pulse {
     Beating,
     /// The source takes no writes: a standby, or `default_transaction_read_only`.
     ReadOnly,
+    /// The source lets nobody in because it is shutting down, or starting.
+    ShuttingDown,
     /// The last one failed.
     Failing(String),
 }
@@ -45,7 +47,7 @@ pub async fn run(to: PgConnect, application_name: String, interval: Duration, pu
             Ok(()) => Pulse::Beating,
             Err(error) => {
                 client = None;
-                if is_read_only(&error) { Pulse::ReadOnly } else { Pulse::Failing(error.to_string()) }
+                why(&error)
             }
         };
         tell(&pulse.send_replace(next.clone()), &next);
@@ -61,6 +63,7 @@ fn tell(before: &Pulse, now: &Pulse) {
         (Pulse::Failing(_), Pulse::Failing(_)) => {}
         (before, now) if before == now => {}
         (_, Pulse::Failing(error)) => tracing::warn!(%error, "heartbeat failed"),
+        (_, Pulse::ShuttingDown) => tracing::warn!("the source is shutting down"),
         (_, Pulse::ReadOnly) => {
             tracing::warn!("the source takes no writes, so no heartbeats: lag is known only while it changes")
         }
@@ -92,7 +95,12 @@ async fn send(client: &mut Option<PgClient>, to: &PgConnect, name: &str) -> Resu
     client.simple_query(&sql).await.map(drop)
 }
 
-/// 25006 read_only_sql_transaction; 55000 is what a standby says to a function that writes WAL.
-fn is_read_only(error: &Error) -> bool {
-    ServerError::find(error).is_some_and(|said| matches!(said.sqlstate.as_str(), "25006" | "55000"))
+/// 25006 read_only_sql_transaction; 55000 is what a standby says to a function that writes WAL; 57P03 cannot_connect_now. Not 57P01: a single session may be
+/// ended by hand, and the next beat finds out.
+fn why(error: &Error) -> Pulse {
+    match ServerError::find(error).map(|said| said.sqlstate.as_str()) {
+        Some("25006" | "55000") => Pulse::ReadOnly,
+        Some("57P03") => Pulse::ShuttingDown,
+        _ => Pulse::Failing(error.to_string()),
+    }
 }

@@ -64,6 +64,8 @@ pub mod begin;
 mod connect;
 pub mod heartbeat;
 #[cfg(test)]
+mod loss_tests;
+#[cfg(test)]
 mod model;
 pub mod outbox;
 pub mod postgres;

@@ -13,7 +13,7 @@ use super::append::{BASE_EVERY_BYTES, LogWriter};
 use super::begin::{Beginning, announce, begin_stream, beginning, record_slot_start};
 use super::recover::survey;
 use super::takeover::claim;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{
     Body, Genesis, History, Identity, Lsn, Position, QueueOffset, SchemaId, TableName, TableSchema, TransactionHeader, Xid,
 };
@@ -21,18 +21,22 @@ use crate::halt::HaltCode;
 use crate::queue::log::{Entry, LogReader, Start};
 use crate::queue::{Bounds, Durable, Queue, QueueReader, QueueWriter, StoredRecord, Ticket};
 
-const MAX_RECORD: usize = 1 << 20;
+pub(super) const MAX_RECORD: usize = 1 << 20;
 
 #[derive(Default)]
-struct Memory {
-    records: Vec<Bytes>,
-    start: usize,
-    registry: BTreeMap<String, Bytes>,
+pub(super) struct Memory {
+    pub(super) records: Vec<Bytes>,
+    pub(super) start: usize,
+    pub(super) registry: BTreeMap<String, Bytes>,
     created: bool,
+    /// Readers give nothing from here on, as if they were slow.
+    pub(super) slow_from: Option<usize>,
+    /// Nothing is taken.
+    pub(super) full: bool,
 }
 
 #[derive(Clone, Default)]
-struct MemoryQueue(Arc<Mutex<Memory>>);
+pub(super) struct MemoryQueue(pub(super) Arc<Mutex<Memory>>);
 
 struct MemoryWriter(MemoryQueue, Vec<u64>);
 struct MemoryReader(MemoryQueue, usize);
@@ -85,6 +89,9 @@ impl QueueWriter for MemoryWriter {
     async fn append(&mut self, record: Bytes) -> Result<Ticket> {
         assert!(record.len() <= MAX_RECORD, "{} bytes", record.len());
         let mut memory = self.0.0.lock().unwrap();
+        if memory.full {
+            return Err(Error::new(ErrorKind::NoSpace, "full"));
+        }
         self.1.push(memory.records.len() as u64);
         memory.records.push(record);
         Ok(Ticket(self.1.len() as u64))
@@ -103,15 +110,16 @@ impl QueueWriter for MemoryWriter {
 impl QueueReader for MemoryReader {
     async fn read(&mut self, _: usize, _: Duration) -> Result<Vec<StoredRecord>> {
         let memory = self.0.0.lock().unwrap();
-        let end = memory.records.len().min(self.1 + 7);
-        let records = (self.1..end).map(|i| StoredRecord { offset: QueueOffset(i as u64), bytes: memory.records[i].clone() });
+        let end = memory.slow_from.unwrap_or(usize::MAX).min(memory.records.len()).min(self.1 + 7);
+        let records =
+            (self.1.min(end)..end).map(|i| StoredRecord { offset: QueueOffset(i as u64), bytes: memory.records[i].clone() });
         let records = records.collect();
         self.1 = end;
         Ok(records)
     }
 }
 
-fn genesis() -> Genesis {
+pub(super) fn genesis() -> Genesis {
     let history = History {
         system_identifier: 7,
         timeline: 1,
@@ -123,21 +131,25 @@ fn genesis() -> Genesis {
 }
 
 async fn begun() -> Arc<dyn Queue> {
-    let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::default());
+    begun_in(MemoryQueue::default()).await
+}
+
+pub(super) async fn begun_in(queue: MemoryQueue) -> Arc<dyn Queue> {
+    let queue: Arc<dyn Queue> = Arc::new(queue);
     begin_stream(&queue, "s", genesis()).await.unwrap();
     record_slot_start(&queue, "s", "millstream_s_1", Position::Lsn(Lsn(100))).await.unwrap();
     queue
 }
 
-async fn take_over(queue: &Arc<dyn Queue>) -> LogWriter {
+pub(super) async fn take_over(queue: &Arc<dyn Queue>) -> LogWriter {
     let mut log = LogWriter::new(claim(queue, "s", "test").await.unwrap(), MAX_RECORD);
-    log.give_base();
+    log.ensure_base();
     log.drain().await.unwrap();
     announce(queue, "s", log.epoch(), log.durable_base()).await.unwrap();
     log
 }
 
-fn header(position: u64) -> TransactionHeader {
+pub(super) fn header(position: u64) -> TransactionHeader {
     TransactionHeader {
         xid: Xid(position),
         position: Position::Lsn(Lsn(position)),
@@ -147,7 +159,7 @@ fn header(position: u64) -> TransactionHeader {
     }
 }
 
-fn table(oid: u32, name: &str) -> TableSchema {
+pub(super) fn table(oid: u32, name: &str) -> TableSchema {
     TableSchema {
         id: SchemaId(0),
         table: TableName::new("public", name),

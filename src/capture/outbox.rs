@@ -52,8 +52,13 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Of a writer whose tickets up to `seen` are durable.
-    pub(super) fn new(writer: Box<dyn QueueWriter>, seen: Ticket, durable: Option<DurablePosition>) -> Self {
+    /// Of a writer whose tickets up to `seen` are durable, as are this position and this base.
+    pub(super) fn new(
+        writer: Box<dyn QueueWriter>,
+        seen: Ticket,
+        durable: Option<DurablePosition>,
+        durable_base: Option<DurableBase>,
+    ) -> Self {
         Self {
             writer,
             given: VecDeque::new(),
@@ -62,7 +67,7 @@ impl Outbox {
             seen,
             barrier: None,
             opened_base: None,
-            durable_base: None,
+            durable_base,
             durable,
         }
     }

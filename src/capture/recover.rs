@@ -12,14 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{
-    Body, Epoch, Genesis, History, Part, Position, QueueOffset, Record, RecordNumber, StreamId, TableSchema, TransactionBatch,
+    Body, Epoch, Genesis, History, Part, Position, QueueOffset, Record, RecordKind, RecordNumber, StreamId, TableSchema,
+    TransactionBatch,
 };
 use crate::halt::HaltCode;
 use crate::queue::log::{Entry, FenceFilter, LogRecord};
-use crate::queue::{Queue, WRITER_PREFIX};
+use crate::queue::{Bounds, Queue, WRITER_PREFIX};
 
 /// How much is read from the queue at once.
 pub(super) const READ_BYTES: usize = 4 << 20;
+/// How long a record that is there may take to come.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
 /// Registry entry `writer/EPOCH`, as JSON: where the writer's newest durable base lies. Only a place to start reading; it
 /// decides nothing.
@@ -59,9 +62,15 @@ impl WriterHint {
 pub struct EntryPoint {
     /// A base, or the first record kept.
     pub offset: QueueOffset,
+    /// Where the stream ended when it was looked at.
+    pub end: QueueOffset,
+    /// Bytes of all valid records before it.
+    pub bytes_before: u64,
+    /// Changes in them.
+    pub changes_before: u64,
     /// The stream's identity; `None` while it has no record.
     pub stream: Option<StreamId>,
-    /// Highest epoch that the registry knows of.
+    /// Highest epoch that the registry was found to know of.
     pub epoch: Epoch,
 }
 
@@ -69,7 +78,8 @@ impl EntryPoint {
     /// Finds it by the newest hint, or takes the first record kept.
     ///
     /// # Errors
-    /// A halt with `not_initialized` when the queue has no such stream; those of the queue.
+    /// A halt with `not_initialized` when the queue has no such stream, with `queue_lost` when it has only one of log and registry; those of the
+    /// queue.
     pub async fn find(queue: &Arc<dyn Queue>, stream: &str) -> Result<Self> {
         let bounds = queue.bounds(stream).await?;
         let hint = WriterHint::newest(&queue.registry(stream).await?)?;
@@ -81,23 +91,62 @@ impl EntryPoint {
             return Err(Error::halt(HaltCode::QueueLost, message));
         }
         let bounds = bounds.ok_or_else(|| not_initialized(stream))?;
+        // Every writer says in the registry that it comes before it appends anything. Consumers may be missing like that, and would be trimmed away (I6).
+        if hint.is_none() && !bounds.is_empty() {
+            let message = format!("stream '{stream}' has records, and its registry no longer has any writer of them");
+            return Err(Error::halt(HaltCode::QueueLost, message));
+        }
         let offset = hint.map_or(bounds.start, |hint| hint.base_offset.max(bounds.start));
-        let epoch = hint.map_or(Epoch(0), |hint| hint.epoch);
+        Self::at(queue, stream, bounds, offset, hint.map_or(Epoch(0), |hint| hint.epoch)).await
+    }
+
+    /// The first record kept, which is a base.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub async fn first(queue: &Arc<dyn Queue>, stream: &str) -> Result<Self> {
+        let bounds = queue.bounds(stream).await?.ok_or_else(|| not_initialized(stream))?;
+        Self::at(queue, stream, bounds, bounds.start, Epoch(0)).await
+    }
+
+    async fn at(queue: &Arc<dyn Queue>, stream: &str, bounds: Bounds, offset: QueueOffset, epoch: Epoch) -> Result<Self> {
+        let mut this = Self { offset, end: bounds.end, bytes_before: 0, changes_before: 0, stream: None, epoch };
         if bounds.is_empty() {
-            return Ok(Self { offset, stream: None, epoch });
+            return Ok(this);
         }
         let mut reader = queue.reader(stream, offset).await?;
-        let first = reader.read(1, Duration::from_secs(10)).await?.into_iter().next();
-        let first = first.ok_or_else(|| {
-            Error::new(ErrorKind::Connection, format!("stream '{stream}': the queue gives no record at offset {offset}"))
-        })?;
+        let first = reader.read(1, ANSWER_WAIT).await?.into_iter().next();
+        let first = first.ok_or_else(|| not_given(stream, offset))?;
         let header = Record::decode(first.bytes).at(|| format!("stream '{stream}', queue offset {}", first.offset))?.header;
-        Ok(Self { offset, stream: Some(header.stream), epoch })
+        this.stream = Some(header.stream);
+        // A fence is first only where nothing was ever trimmed, and counts nothing.
+        if header.kind != RecordKind::Fence {
+            (this.bytes_before, this.changes_before) = (header.bytes_before, header.changes_before);
+        }
+        Ok(this)
     }
+}
+
+/// What the queue says it has, it must give.
+fn not_given(stream: &str, offset: QueueOffset) -> Error {
+    Error::new(ErrorKind::Connection, format!("stream '{stream}': the queue gives no record at offset {offset}"))
 }
 
 pub(super) fn not_initialized(stream: &str) -> Error {
     Error::halt(HaltCode::NotInitialized, format!("stream '{stream}' has not been begun; run `millstream init`"))
+}
+
+/// A base row that was read whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BaseRow {
+    /// Number of its first record.
+    pub number: RecordNumber,
+    /// Where that lies.
+    pub offset: QueueOffset,
+    /// Bytes of all valid records before it.
+    pub bytes_before: u64,
+    /// Bytes of the row, but for the record that named it.
+    pub bytes: u64,
 }
 
 /// What the log says of itself up to some record.
@@ -111,6 +160,10 @@ pub struct Recovered {
     pub changes_total: u64,
     /// The base in force and where it lies.
     pub base: Option<(RecordNumber, QueueOffset)>,
+    /// The row of that base, when it was among what was read.
+    pub row: Option<BaseRow>,
+    /// The last record that a consumer can say it has: a table's version, or a part that is not the last, moves no cursor.
+    pub last_reachable: RecordNumber,
     /// Every table's newest version, by the table's source oid.
     pub schemas: BTreeMap<u32, TableSchema>,
     /// The source's identity, from the newest [`History`] or the [`Genesis`].
@@ -123,6 +176,8 @@ pub struct Recovered {
     pub position: Option<Position>,
     /// The source's clock there, microseconds since 1970-01-01 UTC.
     pub source_time_us: i64,
+    /// A row that no record has named yet: its first record's number and `bytes_before`.
+    opened: Option<(RecordNumber, u64)>,
     /// Number and totals before the first part of a transaction whose last part has not come.
     before_parts: Option<(RecordNumber, u64, u64)>,
 }
@@ -152,6 +207,21 @@ impl Recovered {
         let header = record.record.header;
         let before = (RecordNumber(header.number.0.saturating_sub(1)), header.bytes_before, header.changes_before);
         let mut changes = 0;
+        if matches!(record.record.body, Body::Genesis(_) | Body::History(_)) {
+            self.opened = Some((header.number, header.bytes_before));
+        }
+        if let Some((number, bytes_before)) = self.opened.filter(|(number, _)| *number == header.base) {
+            let bytes = header.bytes_before.saturating_sub(bytes_before);
+            self.row = Some(BaseRow { number, offset: record.base_offset, bytes_before, bytes });
+            self.opened = None;
+        }
+        let moves_cursors = match &record.record.body {
+            Body::Part(part) => part.last,
+            body => !matches!(body, Body::Schema(_)),
+        };
+        if moves_cursors {
+            self.last_reachable = header.number;
+        }
         match record.record.body {
             Body::Fence(_) => {}
             Body::Genesis(genesis) => {
@@ -226,10 +296,11 @@ pub async fn identity(queue: &Arc<dyn Queue>, stream: &str) -> Result<History> {
     }
 }
 
-/// Reads from the entry point until `enough` is known or the end is reached.
+/// Reads from the entry point until `enough` is known or everything that was there at the beginning has been read. A queue that is slow is never taken
+/// for one that has ended: `init` would begin a stream that others are writing.
 ///
 /// # Errors
-/// As [`EntryPoint::find`] and of reading.
+/// As [`EntryPoint::find`] and of reading; [`ErrorKind::Connection`] when the records up to the end do not come.
 pub async fn survey(queue: &Arc<dyn Queue>, stream: &str, enough: impl Fn(&Recovered) -> bool) -> Result<Recovered> {
     let entry = EntryPoint::find(queue, stream).await?;
     let mut recovered = Recovered::default();
@@ -239,12 +310,14 @@ pub async fn survey(queue: &Arc<dyn Queue>, stream: &str, enough: impl Fn(&Recov
     let mut reader = queue.reader(stream, entry.offset).await?;
     let mut filter = FenceFilter::new();
     let mut entries = Vec::new();
-    loop {
-        let stored = reader.read(64 << 10, Duration::from_millis(300)).await?;
+    let mut next = entry.offset;
+    while next < entry.end {
+        let stored = reader.read(64 << 10, ANSWER_WAIT).await?;
         if stored.is_empty() {
-            return Ok(recovered);
+            return Err(not_given(stream, next));
         }
         for record in stored {
+            next = record.offset.next();
             filter.judge(record, &mut entries)?;
             for entry in entries.drain(..) {
                 recovered.take(entry)?;
@@ -254,4 +327,5 @@ pub async fn survey(queue: &Arc<dyn Queue>, stream: &str, enough: impl Fn(&Recov
             }
         }
     }
+    Ok(recovered)
 }

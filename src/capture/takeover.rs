@@ -22,6 +22,9 @@
 //! it. A writer announces a base after it is durable and after it has looked for newer claims (`put_hint`). If a fence stands before that base, its
 //! claim was in the registry before the fence was in the log, so before the base was durable: the look finds it, and the stale writer stops.
 //!
+//! A queue without room for the fence would never have any again if only the stream's owner trimmed: consumers read on, and nobody acts on it. So
+//! a claim that finds no room trims for the next one.
+//!
 //! Rejected: reading the whole stream to its end before the fence. The end moves while another writer lives, and Kafka cannot say
 //! exactly where it is; a fence that turns out to be void costs 300 bytes and says what to do next.
 
@@ -32,6 +35,7 @@ use tokio::time::Instant;
 
 use super::begin::put_hint;
 use super::recover::{EntryPoint, READ_BYTES, Recovered, WriterHint};
+use super::upkeep::make_room;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Body, Epoch, Fence, Nonce, QueueOffset, Record, RecordHeader, RecordKind, RecordNumber, StreamId};
 use crate::queue::log::FenceFilter;
@@ -58,13 +62,25 @@ pub struct Claim {
     pub recovered: Recovered,
 }
 
-/// Claims a stream that exists. An empty one is claimed under a new identity; only `init` goes on with that.
+/// Claims a stream that exists. An empty one is claimed under a new identity, or under that of somebody who does so at the same time and comes first; only
+/// `init` goes on with that.
 ///
 /// # Errors
 /// As [`EntryPoint::find`]; [`ErrorKind::Held`] when the queue knows of another writer or too many races were lost; those of the queue.
+/// [`ErrorKind::NoSpace`] means that there may be room for the next attempt: what nobody needs any more is gone.
 pub async fn claim(queue: &Arc<dyn Queue>, stream: &str, holder: &str) -> Result<Claim> {
+    let claimed = fence_off(queue, stream, holder).await;
+    if claimed.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace)
+        && let Err(error) = make_room(queue, stream).await
+    {
+        tracing::warn!(stream, %error, "the queue is full and could not be trimmed");
+    }
+    claimed
+}
+
+async fn fence_off(queue: &Arc<dyn Queue>, stream: &str, holder: &str) -> Result<Claim> {
     let entry = EntryPoint::find(queue, stream).await?;
-    let identity = entry.stream.unwrap_or_else(|| StreamId(rand::random_range(1..u64::MAX)));
+    let mut identity = entry.stream.unwrap_or_else(|| StreamId(rand::random_range(1..u64::MAX)));
     let mut writer = queue.writer(stream).await?;
     let mut reader = queue.reader(stream, entry.offset).await?;
     let mut filter = FenceFilter::new();
@@ -81,7 +97,7 @@ pub async fn claim(queue: &Arc<dyn Queue>, stream: &str, holder: &str) -> Result
             Some(found) if found == (epoch, nonce) => {
                 return Ok(Claim { writer, ticket, stream: identity, epoch, nonce, recovered });
             }
-            Some((highest, _)) => epoch = highest.next(),
+            Some((highest, _)) => (epoch, identity) = (highest.next(), filter.stream().unwrap_or(identity)),
             None => {}
         }
     }

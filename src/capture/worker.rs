@@ -10,10 +10,11 @@
 //! 5. **a large transaction** in hand, a megabyte at a time
 //!
 //! The source is not read while the queue accepts nothing more ([`OUTBOX_BYTES`]), while it is full (I6), or while a large transaction is being given. The walsender
-//! then blocks in its send and still takes our feedback, which the ticks repeat.
+//! then blocks in its send and still takes our feedback, which the ticks repeat. A source that shuts down meanwhile is left to itself: its walsender would wait for us.
 //!
 //! Deadlocks considered: the queue counts as full by what its slowest consumer has *committed*, which does not move inside a large transaction; so
-//! fullness is looked at before the first part and never between parts. A transaction larger than the whole queue would wait for ever; it halts.
+//! fullness is looked at before the first part and never between parts. Nor does it move over the table versions that the first pass over a large transaction has
+//! given already: a consumer has caught up when it has everything before those. A transaction larger than the whole queue would wait for ever; it halts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,8 @@ pub(super) struct Worker {
     relations: Relations,
     encoder: ChangeEncoder,
     emission: Option<Emission>,
+    /// The source is read.
+    listening: bool,
     /// The emission waits for room for so many bytes.
     wants_room: Option<u64>,
     wal_end: Lsn,
@@ -113,6 +116,7 @@ impl Worker {
             relations: Relations::default(),
             encoder: ChangeEncoder::default(),
             emission: None,
+            listening: true,
             wants_room: None,
             wal_end: Lsn(0),
             server_time_us: 0,
@@ -134,6 +138,7 @@ impl Worker {
             let full = self.is_full();
             self.tell_upkeep(full);
             let listening = self.emission.is_none() && !full && self.parts.log.waiting_bytes() < OUTBOX_BYTES;
+            self.listening = listening;
             if !listening {
                 self.last_heard = Instant::now();
             }
@@ -221,7 +226,7 @@ impl Worker {
     }
 
     fn all_caught_up(&self) -> bool {
-        self.parts.slowest.borrow().as_ref().is_none_or(|slowest| slowest.number >= self.parts.log.last())
+        self.parts.slowest.borrow().as_ref().is_none_or(|slowest| slowest.number >= self.parts.log.last_reachable())
     }
 
     fn tell_upkeep(&self, full: bool) {
@@ -262,6 +267,7 @@ impl Worker {
         }
         self.progress();
         self.report();
+        self.check_shutdown()?;
         self.check_silence().await
     }
 
@@ -275,6 +281,14 @@ impl Worker {
             self.parts.log.give_progress(progress);
             self.last_progress = Instant::now();
         }
+    }
+
+    /// A source that shuts down waits until its walsender has sent everything. We do not take it, so we leave (I7).
+    fn check_shutdown(&self) -> Result<()> {
+        if !self.listening && *self.parts.pulse.borrow() == Pulse::ShuttingDown {
+            return Err(Error::new(ErrorKind::Connection, "the source shuts down, and the queue takes nothing more of it"));
+        }
+        Ok(())
     }
 
     /// The walsender answers at once unless it is busy decoding what is not for us. So after a heartbeat of silence the source is asked over
@@ -313,7 +327,8 @@ impl Worker {
                 }
             }
             _ => {
-                self.last_heard = Instant::now();
+                // The stream has a clock of its own, which would end the connection; the next one would find the walsender as busy.
+                self.parts.stream.excuse_silence();
                 Ok(())
             }
         }
@@ -325,6 +340,7 @@ impl Worker {
         let heartbeat_error = match &*self.parts.pulse.borrow() {
             Pulse::Starting | Pulse::Beating => None,
             Pulse::ReadOnly => Some("the source takes no writes".to_owned()),
+            Pulse::ShuttingDown => Some("the source is shutting down".to_owned()),
             Pulse::Failing(error) => Some(error.clone()),
         };
         let slowest = self.parts.slowest.borrow().as_ref().map(|slowest| slowest.name.clone());

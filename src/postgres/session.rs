@@ -19,6 +19,8 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("lock_timeout", "0"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    // PostgreSQL 14 and later, as is everything that we know (`check`).
+    ("idle_session_timeout", "0"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),

@@ -4,7 +4,7 @@
 //!
 //! Liveness. The walsender speaks at least every half `wal_sender_timeout` (15 s, set at connect), even while it decodes what is not
 //! published. When nothing came for half of [`StreamOptions::silence`], the stream asks for a reply; when that does not come within the other half, the
-//! connection is lost. A stream that nobody reads (a full queue) has to be kept alive by [`ReplicationStream::repeat_feedback`]; the walsender hears it even while it
+//! connection is lost. Whoever knows that the walsender is at work says so by [`ReplicationStream::excuse_silence`]. A stream that nobody reads (a full queue) has to be kept alive by [`ReplicationStream::repeat_feedback`]; the walsender hears it even while it
 //! cannot send. The kernel notices a host that is gone sooner (keepalives and `TCP_USER_TIMEOUT`).
 //!
 //! Batching. The walsender sends one small message per change, and each wake-up on either side costs more than the change. So the reader takes what is there, message
@@ -264,7 +264,13 @@ impl ReplicationStream {
         self.copy.close(CLOSE_WAIT).await
     }
 
-    /// When the server was last heard.
+    /// The silence so far is known to have a reason; it counts from now on.
+    pub fn excuse_silence(&mut self) {
+        self.last_heard = Instant::now();
+        self.probed = None;
+    }
+
+    /// When the server was last heard, or its silence excused.
     #[must_use]
     pub fn last_heard(&self) -> Instant {
         self.last_heard

@@ -15,6 +15,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Line, Report, stream};
 use crate::capture::postgres::slot::{identify, lineage};
+use crate::capture::recover::EntryPoint;
 use crate::capture::snapshot::{Snapshot, at_record_end};
 use crate::config::{ReplicaConfig, SourceConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -158,10 +159,9 @@ async fn check_physical(replica: &ReplicaConfig, history: &History, position: Po
 
 /// The last place of the log at or below a position.
 async fn at(queue: &Arc<dyn Queue>, source: &SourceConfig, replica: &ReplicaConfig, position: Position) -> Verdict {
-    let bounds = queue.bounds(&source.name).await?;
-    let start = bounds.ok_or_else(|| Error::new(ErrorKind::Unexpected, "the stream has gone"))?.start;
-    stream::hold(queue, &source.name, &replica.name, start).await?;
-    match stream::find(queue, &source.name, start, Some(position)).await? {
+    let start = EntryPoint::first(queue, &source.name).await?;
+    stream::hold(queue, &source.name, &replica.name, &start).await?;
+    match stream::find(queue, &source.name, start.offset, Some(position)).await? {
         Some(mut cursor) if cursor.position.is_some() => {
             cursor.position = Some(position);
             stream::put_cursor(queue, &source.name, &replica.name, &cursor).await?;

@@ -81,7 +81,7 @@ pub async fn identity(queue: &Arc<dyn Queue>, stream: &str) -> Result<(StreamId,
 pub async fn register(queue: &Arc<dyn Queue>, stream: &str, consumer: &str) -> Result<Cursor> {
     // Held from the start of the search on, so that nothing is trimmed between finding the end and naming it.
     let entry = EntryPoint::find(queue, stream).await?;
-    hold(queue, stream, consumer, entry.offset).await?;
+    hold(queue, stream, consumer, &entry).await?;
     let cursor = find(queue, stream, entry.offset, None).await?.ok_or_else(|| {
         Error::halt(HaltCode::NotInitialized, format!("stream '{stream}' has no record to start from; run `millstream init`"))
     })?;
@@ -89,19 +89,21 @@ pub async fn register(queue: &Arc<dyn Queue>, stream: &str, consumer: &str) -> R
     Ok(cursor)
 }
 
-/// Holds everything from an offset on for a consumer.
+/// Holds everything from an entry point on for a consumer. It counts as having read what lies before it, and not as having read nothing in the stream's
+/// whole life: that would make the queue look full.
 ///
 /// # Errors
 /// Those of the queue.
-pub async fn hold(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, keep_from: QueueOffset) -> Result<()> {
-    let (number, position) = (RecordNumber(0), None);
-    put(
-        queue,
-        stream,
-        consumer,
-        &ConsumerProgress { keep_from, number, position, bytes_before: 0, changes_before: 0, at_us: now_us() },
-    )
-    .await
+pub async fn hold(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, from: &EntryPoint) -> Result<()> {
+    let progress = ConsumerProgress {
+        keep_from: from.offset,
+        number: RecordNumber(0),
+        position: None,
+        bytes_before: from.bytes_before,
+        changes_before: from.changes_before,
+        at_us: now_us(),
+    };
+    put(queue, stream, consumer, &progress).await
 }
 
 /// Gives a consumer's registration up.

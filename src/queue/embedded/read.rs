@@ -66,7 +66,7 @@ impl Place {
             let mut this = Self { folder, id, segment, at: place, next: first, from, batch: None, doubtful: None };
             this.skip_batches()?;
             if this.next < from && known.durable < from && firsts.last() == Some(&first) {
-                let end = this.segment.scan()?.end;
+                let end = this.segment.scan_beside_writer()?.end;
                 if end < from {
                     return outside(format!("the end is {end}"));
                 }

@@ -96,6 +96,29 @@ impl Segment {
     /// # Errors
     /// [`ErrorKind::Corrupt`] for damage before the last batch: a batch that another mark follows was durable.
     pub(super) fn scan(&self) -> Result<Tail> {
+        match self.walk()? {
+            (tail, false) => Ok(tail),
+            (tail, true) => Err(self.corrupt(tail.at, tail.end)),
+        }
+    }
+
+    /// The same for who does not hold the writer's lock. A batch that comes between two reads of the file looks like damage, once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the same place looks so twice.
+    pub(super) fn scan_beside_writer(&self) -> Result<Tail> {
+        let mut suspected = None;
+        loop {
+            match self.walk()? {
+                (tail, false) => return Ok(tail),
+                (tail, true) if suspected == Some(tail.at) => return Err(self.corrupt(tail.at, tail.end)),
+                (tail, true) => suspected = Some(tail.at),
+            }
+        }
+    }
+
+    /// The end as it looks, and whether a mark stands behind it: damage, if nobody is writing.
+    fn walk(&self) -> Result<(Tail, bool)> {
         let mut window = Window::new(self.file.clone(), CHUNK);
         let mut tail = Tail { at: SEGMENT_HEADER, end: self.header.first, unsealed: None };
         let mut damage_from = tail.at;
@@ -108,10 +131,7 @@ impl Segment {
             tail = Tail { at: mark.next(), end: mark.end(), unsealed: Some(mark) };
             damage_from = tail.at;
         }
-        if self.mark_from(damage_from)? {
-            return Err(self.corrupt(tail.at, tail.end));
-        }
-        Ok(tail)
+        Ok((tail, self.mark_from(damage_from)?))
     }
 
     pub(super) fn corrupt(&self, at: u64, offset: u64) -> Error {

@@ -123,7 +123,7 @@ pub(super) fn bounds(stream: &Stream) -> Result<Bounds> {
     }
     let end = if known.trust_files {
         let last = segment::last(folder, stream.id, false)?;
-        let tail = last.scan()?;
+        let tail = last.scan_beside_writer()?;
         if tail.unsealed.is_some() {
             // Whole but in doubt: no crash takes it back after this.
             last.file.sync_data().at(|| last.name())?;

@@ -57,7 +57,7 @@ pub(super) fn trim(folder: &dyn Folder, id: u64, below: u64, known: Known) -> Re
 /// Records before this one are durable, as far as the files say.
 fn durable_end(folder: &dyn Folder, id: u64) -> Result<u64> {
     let last: Segment = segment::last(folder, id, false)?;
-    let tail = last.scan()?;
+    let tail = last.scan_beside_writer()?;
     Ok(tail.unsealed.map_or(tail.end, |mark| mark.first))
 }
 

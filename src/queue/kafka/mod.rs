@@ -36,6 +36,7 @@
 //! ledger does not); *a topic per table* (no order between tables, so no prefix of the commit order, I4); *the registry as group
 //! offsets or metadata* (bounded in size, expire after seven days).
 
+mod absent;
 mod check;
 mod check_rights;
 mod client;
@@ -60,6 +61,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 pub use check::check;
 pub use settings::{FIXED_PROPERTIES, KafkaSettings};
 
+use self::absent::Absences;
 use self::client::{Context, Reaped, blocking};
 use self::groups::Groups;
 use self::reader::Reader;
@@ -81,6 +83,7 @@ pub struct KafkaQueue {
     control: Mutex<(Arc<Reaped<Control>>, Context)>,
     registries: Mutex<HashMap<String, Arc<Mutex<View>>>>,
     groups: Groups,
+    absences: Arc<Absences>,
     max_record_bytes: AtomicUsize,
 }
 
@@ -94,7 +97,8 @@ impl KafkaQueue {
         let max_record_bytes = AtomicUsize::new(settings.message_max_bytes()? - RECORD_OVERHEAD);
         let control = Mutex::new(connect(&settings)?);
         let (registries, groups) = (Mutex::default(), Groups::default());
-        Ok(Arc::new(Self { settings, control, registries, groups, max_record_bytes }))
+        let absences = Arc::new(Absences::new(settings.gone_after));
+        Ok(Arc::new(Self { settings, control, registries, groups, absences, max_record_bytes }))
     }
 
     fn control(&self) -> Result<(Arc<Reaped<Control>>, Context)> {
@@ -155,12 +159,12 @@ impl KafkaQueue {
         Ok(true)
     }
 
-    fn view(&self, topic: &str) -> Result<Arc<Mutex<View>>> {
+    fn view(&self, log: &str, topic: &str) -> Result<Arc<Mutex<View>>> {
         let mut views = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(view) = views.get(topic) {
             return Ok(Arc::clone(view));
         }
-        let view = Arc::new(Mutex::new(View::open(&self.settings, topic)?));
+        let view = Arc::new(Mutex::new(View::open(&self.settings, log, topic, Arc::clone(&self.absences))?));
         views.insert(topic.to_owned(), Arc::clone(&view));
         Ok(view)
     }
@@ -204,11 +208,19 @@ impl Queue for KafkaQueue {
     }
 
     async fn bounds(&self, stream: &str) -> Result<Option<Bounds>> {
-        let topic = self.settings.topic(stream)?;
+        let (topic, registry) = (self.settings.topic(stream)?, self.settings.registry_topic(stream)?);
+        let absences = Arc::clone(&self.absences);
         let question = move |control: &Control, events: &client::Events, within| {
             if look_up(control.client(), events, &topic, within)?.is_none() {
+                // One topic without the other is no stream that was never created: a broker may know one sooner than the other.
+                let beside = look_up(control.client(), events, &registry, within)?.is_some();
+                if beside && !absences.missed(&topic) {
+                    let message = format!("Kafka does not know topic '{topic}' at present, though '{registry}' is there");
+                    return Err(Error::new(ErrorKind::Connection, message));
+                }
                 return Ok(None);
             }
+            absences.seen(&topic);
             let (low, high) = watermarks(control.client(), events, &topic, within)?;
             Ok(Some(Bounds { start: QueueOffset(low), end: QueueOffset(high), stored_bytes: None }))
         };
@@ -225,7 +237,8 @@ impl Queue for KafkaQueue {
     }
 
     async fn reader(&self, stream: &str, from: QueueOffset) -> Result<Box<dyn QueueReader>> {
-        Ok(Box::new(Reader::open(&self.settings, &self.settings.topic(stream)?, from).await?))
+        let absences = Arc::clone(&self.absences);
+        Ok(Box::new(Reader::open(&self.settings, &self.settings.topic(stream)?, from, absences).await?))
     }
 
     async fn trim(&self, stream: &str, below: QueueOffset) -> Result<()> {
@@ -262,8 +275,8 @@ impl Queue for KafkaQueue {
     }
 
     async fn registry(&self, stream: &str) -> Result<BTreeMap<String, Bytes>> {
-        let topic = self.settings.registry_topic(stream)?;
-        let view = self.view(&topic)?;
+        let (log, topic) = (self.settings.topic(stream)?, self.settings.registry_topic(stream)?);
+        let view = self.view(&log, &topic)?;
         let entries = blocking(move || view.lock().unwrap_or_else(PoisonError::into_inner).read()).await;
         if entries.is_err() {
             self.forget_view(&topic);

@@ -6,6 +6,7 @@
 //!
 //! Bounded: librdkafka holds about 4 MiB that was fetched and not yet read.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
+use super::absent::Absences;
 use super::client::{Context, Reaped, blocking};
 use super::errors;
 use super::settings::{Client, KafkaSettings};
@@ -26,8 +28,8 @@ use crate::event::QueueOffset;
 use crate::halt::HaltCode;
 use crate::queue::{QueueReader, StoredRecord};
 
-/// A topic that metadata do not know is asked for again for so long before it counts as deleted.
-const GONE_AFTER: Duration = Duration::from_secs(4);
+/// A topic that metadata do not know is asked for again for so long by one call.
+const WAIT_FOR_TOPIC: Duration = Duration::from_secs(4);
 
 /// A reader of one topic.
 pub(super) struct Reader {
@@ -43,13 +45,14 @@ pub(super) struct Reader {
     heard: Instant,
     /// The place at which the last question found records that had not come.
     behind: Option<u64>,
+    absences: Arc<Absences>,
     settings: KafkaSettings,
 }
 
 impl Reader {
     /// At the first record at or after an offset.
-    pub(super) async fn open(settings: &KafkaSettings, topic: &str, from: QueueOffset) -> Result<Self> {
-        let (config, name) = (settings.clone(), topic.to_owned());
+    pub(super) async fn open(settings: &KafkaSettings, topic: &str, from: QueueOffset, absences: Arc<Absences>) -> Result<Self> {
+        let (config, name, known) = (settings.clone(), topic.to_owned(), Arc::clone(&absences));
         let consumer = blocking(move || {
             let context = Context::new(format!("reader of {name}"));
             let consumer: StreamConsumer<Context> = config
@@ -57,7 +60,7 @@ impl Reader {
                 .create_with_context(context)
                 .map_err(|e| errors::error("connecting to Kafka", &e))?;
             let consumer = Reaped::new(consumer);
-            check_place(&consumer, &name, from.0, &config)?;
+            check_place(&consumer, &name, from.0, &known, config.answer_within)?;
             let mut place = TopicPartitionList::new();
             let doing = || format!("reading topic '{name}' from offset {from}");
             place.add_partition_offset(&name, 0, Offset::Offset(to_i64(from.0))).map_err(|e| errors::error(&doing(), &e))?;
@@ -72,6 +75,7 @@ impl Reader {
             failed: None,
             heard: Instant::now(),
             behind: None,
+            absences,
             settings: settings.clone(),
         })
     }
@@ -101,8 +105,9 @@ impl Reader {
 
     /// Asks whether the place is still there.
     async fn probe(&mut self) -> Result<()> {
-        let (consumer, topic, next, config) = (self.consumer.share(), self.topic.clone(), self.next, self.settings.clone());
-        let high = blocking(move || check_place(&consumer, &topic, next, &config)).await?;
+        let (consumer, topic, next, within) = (self.consumer.share(), self.topic.clone(), self.next, self.settings.answer_within);
+        let absences = Arc::clone(&self.absences);
+        let high = blocking(move || check_place(&consumer, &topic, next, &absences, within)).await?;
         self.heard = Instant::now();
         // Found behind once may be a record that is on its way.
         let before = std::mem::replace(&mut self.behind, (high > self.next).then_some(self.next));
@@ -170,17 +175,18 @@ fn stored(message: &BorrowedMessage<'_>) -> StoredRecord {
 }
 
 /// Checks that the topic is there and has the place; gives its end. Blocking.
-fn check_place(consumer: &StreamConsumer<Context>, topic: &str, next: u64, settings: &KafkaSettings) -> Result<u64> {
-    let (client, within) = (consumer.client(), settings.answer_within);
+fn check_place(consumer: &StreamConsumer<Context>, topic: &str, next: u64, absences: &Absences, within: Duration) -> Result<u64> {
+    let client = consumer.client();
     let events = client.context().events();
     let begin = std::time::Instant::now();
-    // A broker that has just come up may not know its topics yet, and "lost" is for ever.
     while look_up(client, events, topic, within)?.is_none() {
-        if begin.elapsed() >= GONE_AFTER {
-            return Err(Error::halt(HaltCode::QueueLost, format!("topic '{topic}' is no longer there")));
+        let error = absences.error(topic, "");
+        if error.kind() != ErrorKind::Connection || begin.elapsed() >= WAIT_FOR_TOPIC {
+            return Err(error);
         }
         std::thread::sleep(Duration::from_millis(250));
     }
+    absences.seen(topic);
     let (low, high) = watermarks(client, events, topic, within)?;
     let lost = |why: String| Err(Error::halt(HaltCode::QueueLost, format!("topic '{topic}', offset {next}: {why}")));
     if next < low {

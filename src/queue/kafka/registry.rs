@@ -2,9 +2,11 @@
 //!
 //! Invariant: [`View::read`] gives the registry as of a moment after the call began: it asks for the high watermark and reads up
 //! to it, on from where it was the last time. An entry that was acknowledged before lies below that watermark, because
-//! `acks=all` is answered only once the watermark has passed the record.
+//! `acks=all` is answered only once the watermark has passed the record. A registry that is missing beside its log is never empty: that would
+//! say that nobody reads, and everything might be trimmed (I6).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::absent::Absences;
 use super::client::{Context, Reaped};
 use super::errors;
 use super::settings::{Client, KafkaSettings};
@@ -22,31 +25,41 @@ use crate::error::{Error, ErrorKind, Result};
 /// What was read of a registry so far.
 pub(super) struct View {
     consumer: Reaped<BaseConsumer<Context>>,
+    log: String,
     topic: String,
+    absences: Arc<Absences>,
     within: Duration,
     next: u64,
     entries: BTreeMap<String, Bytes>,
 }
 
 impl View {
-    pub(super) fn open(settings: &KafkaSettings, topic: &str) -> Result<Self> {
+    pub(super) fn open(settings: &KafkaSettings, log: &str, topic: &str, absences: Arc<Absences>) -> Result<Self> {
         let consumer = settings
             .client(Client::Registry(topic))
             .create_with_context(Context::new(format!("registry {topic}")))
             .map_err(|e| errors::error("connecting to Kafka", &e))?;
         let consumer = Reaped::new(consumer);
-        Ok(Self { consumer, topic: topic.to_owned(), within: settings.answer_within, next: 0, entries: BTreeMap::new() })
+        let (log, topic) = (log.to_owned(), topic.to_owned());
+        Ok(Self { consumer, log, topic, absences, within: settings.answer_within, next: 0, entries: BTreeMap::new() })
     }
 
-    /// The registry as it is now; empty where there is no such topic. Blocking.
+    /// The registry as it is now; empty where there is no such stream. Blocking.
+    ///
+    /// # Errors
+    /// When the log is there and its registry is not, [`ErrorKind::Connection`], later a halt with `queue_lost`; those of Kafka.
     pub(super) fn read(&mut self) -> Result<BTreeMap<String, Bytes>> {
         let client = self.consumer.client();
         let events = client.context().events();
         if look_up(client, events, &self.topic, self.within)?.is_none() {
             self.entries.clear();
             self.next = 0;
-            return Ok(BTreeMap::new());
+            if look_up(client, events, &self.log, self.within)?.is_none() {
+                return Ok(BTreeMap::new());
+            }
+            return Err(self.absences.error(&self.topic, &format!(", which says what of '{}' is still needed", self.log)));
         }
+        self.absences.seen(&self.topic);
         let (low, high) = watermarks(client, events, &self.topic, self.within)?;
         if self.next < low || self.next > high {
             // Never read, or made anew.

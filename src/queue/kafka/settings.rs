@@ -32,6 +32,8 @@ pub struct KafkaSettings {
     pub stall_after: Duration,
     /// How long one question to Kafka may take.
     pub answer_within: Duration,
+    /// How long a stream's topic must have been missing before it counts as deleted, which is for ever.
+    pub gone_after: Duration,
 }
 
 impl KafkaSettings {
@@ -52,6 +54,7 @@ impl KafkaSettings {
             replication_factor,
             stall_after: Duration::from_secs(30),
             answer_within: Duration::from_secs(15),
+            gone_after: Duration::from_secs(30),
         }
     }
 }

@@ -43,6 +43,12 @@ impl FenceFilter {
         Self::default()
     }
 
+    /// The stream's identity, once a record was seen.
+    #[must_use]
+    pub fn stream(&self) -> Option<StreamId> {
+        self.stream
+    }
+
     /// The fence in force, once a record was seen.
     #[must_use]
     pub fn in_force(&self) -> Option<(Epoch, Nonce)> {
@@ -74,6 +80,9 @@ impl FenceFilter {
         let StoredRecord { offset, bytes } = stored;
         let stored_bytes = bytes.len();
         let (header, payload) = decode_frame(bytes)?;
+        if self.is_lost_beginning(&header) {
+            return Ok(());
+        }
         self.check_stream(&header)?;
         if header.kind != RecordKind::Fence && !self.is_valid(&header)? {
             return Ok(()); // void: what it says inside does not matter
@@ -94,6 +103,13 @@ impl FenceFilter {
         };
         out.push(Entry::Record(LogRecord { offset, base_offset, record, stored_bytes }));
         Ok(())
+    }
+
+    /// Two writers that find an empty stream begin it under two identities. The first fence decides; the other one is void, and its writer takes over the
+    /// identity that it reads before it.
+    fn is_lost_beginning(&self, header: &RecordHeader) -> bool {
+        let other = self.stream.is_some_and(|stream| stream != header.stream);
+        other && header.kind == RecordKind::Fence && self.in_force.is_some_and(|(epoch, _)| header.epoch <= epoch)
     }
 
     fn check_stream(&mut self, header: &RecordHeader) -> Result<()> {

@@ -242,7 +242,10 @@ impl<'s> Rig<'s> {
                 break;
             }
             for entry in entries {
-                if let Entry::Record(record) = entry {
+                // A fence has no number and is nobody's place.
+                if let Entry::Record(record) = entry
+                    && !matches!(record.record.body, Body::Fence(_))
+                {
                     last = Some(record);
                 }
             }

@@ -178,6 +178,34 @@ async fn a_full_queue_stops_capture_without_losing_the_connection() {
     rig.end().await;
 }
 
+/// I7: a fast shutdown waits for the walsender, which waits for us, who wait for the consumer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_does_not_hold_up_the_sources_shutdown() {
+    let server = PgServer::start().await;
+    let mut rig = Rig::new(&server, TABLE).await;
+    rig.queue_max_bytes = 200_000;
+    let capture = rig.start();
+    capture.reaches(CaptureState::Streaming).await;
+    // More than the sockets between hold.
+    for round in 0..200_i32 {
+        let batch = format!("INSERT INTO t SELECT {round} * 50 + i, repeat('x', 2000) FROM generate_series(1, 50) i");
+        rig.db.execute(&batch).await;
+    }
+    capture.reaches(CaptureState::QueueFull).await;
+    let since = std::time::Instant::now();
+    server.stop().await;
+    assert!(since.elapsed() < LONG / 2, "it took {:?}", since.elapsed());
+    server.restart().await;
+    let log = eventually("everything, as the consumer reads on", LONG, async || {
+        rig.register(KEEPER).await;
+        let log = rig.log().await;
+        if log.changes().len() == 10_000 { Ok(log) } else { Err(log.changes().len()) }
+    })
+    .await;
+    assert_eq!(log.transactions.len(), 200);
+    capture.stop().await;
+}
+
 /// FAULTS 12: another cluster behind the address.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_cluster_behind_the_address_halts() {

@@ -1,4 +1,4 @@
-//! FAULTS 26: a full disk halts with `no_space`, health red, and the pair goes on by itself when there is room again.
+//! FAULTS 26: a full disk halts with `no_space`, health red, and the pair goes on by itself when there is room again, or when it can make some.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -70,6 +70,36 @@ async fn a_full_disk_under_the_queue_halts_capture_until_there_is_room() {
     std::fs::remove_file(ballast).expect("ballast");
     pair.replica.server.thaw();
     pair.verdict(workload, &reader).await;
+}
+
+/// Only a running capture trimmed, and capture did not run for want of room: a disk that the log alone had filled stayed full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_the_log_has_filled_is_drained_by_the_replica_that_comes_back() {
+    let Some(disk) = SmallDisk::mount(150) else { return };
+    let servers = Servers::start().await;
+    let pair = Pair::new(&servers).await;
+    let text = std::fs::read_to_string(pair.site.configuration()).expect("millstream.toml");
+    let queue = format!("{}/queue", pair.site.folder().display());
+    pair.site.must(&["teardown", "--yes"]).await;
+    pair.site.configure(&text.replace(&queue, &disk.path().join("queue").display().to_string()));
+    pair.replica.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+    pair.source.execute("CREATE TABLE filler (id int PRIMARY KEY, v text)").await;
+    pair.site.must(&["init"]).await;
+    let _daemon = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    servers.replica.stop().await;
+    // More than the disk holds.
+    for round in 0..32 {
+        let batch = format!("INSERT INTO filler SELECT {round} * 500 + i, repeat('x', 10000) FROM generate_series(1, 500) i");
+        pair.source.execute(&batch).await;
+    }
+    pair.halted("no_space").await;
+    // What a large batch left is room enough for a fence: gone as well, to stay.
+    disk.fill_but(4 << 20);
+    servers.replica.restart().await;
+    pair.caught_up().await;
+    assert_eq!(pair.replica.value("SELECT count(*)::text FROM filler").await, "16000");
+    assert!(!pair.site.all_logs().contains("panicked"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use millstream::ErrorKind;
+use millstream::capture::{Beginning, begin_stream, beginning};
 use millstream::event::{
-    Body, Epoch, Fence, Nonce, Position, Progress, Record, RecordHeader, RecordKind, RecordNumber, StreamId,
+    Body, Epoch, Fence, Genesis, History, Nonce, Position, Progress, Record, RecordHeader, RecordKind, RecordNumber, StreamId,
 };
 use millstream::queue::Queue;
 use millstream::queue::kafka::KafkaQueue;
@@ -95,9 +96,9 @@ async fn a_topic_made_anew_is_noticed_by_reader_and_writer() {
     let mut reader = queue.reader("s", offset(0)).await.unwrap();
     read_some(&mut *reader, 5).await;
     kafka.delete_topic(&topic).await;
-    until("the deletion", LONG, async || queue.bounds("s").await.unwrap().is_none()).await;
+    until("the deletion", LONG, async || queue.bounds("s").await.is_ok_and(|bounds| bounds.is_none())).await;
     kafka.create_topic(&topic, 1, &[]).await;
-    until("the new topic", LONG, async || queue.bounds("s").await.unwrap().is_some()).await;
+    until("the new topic", LONG, async || queue.bounds("s").await.is_ok_and(|bounds| bounds.is_some())).await;
 
     // The writer never reports a record of the new topic as following those of the old one.
     let failure = async {
@@ -216,4 +217,26 @@ async fn a_cursor_does_not_fit_a_topic_made_anew_that_has_grown_past_it() {
         Err(error) => error,
     };
     assert_lost(&error);
+}
+
+/// Both drew an identity for the empty stream, and the second one's fence made it unreadable.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_first_inits_at_once_leave_a_stream_that_can_be_read() {
+    let kafka = kafka::shared().await;
+    let settings = kafka.settings("both");
+    let queues: [Arc<dyn Queue>; 2] = [KafkaQueue::open(settings.clone()).unwrap(), KafkaQueue::open(settings).unwrap()];
+    for round in 0..4 {
+        let stream = format!("s{round}");
+        let genesis = |slot: &str| Genesis {
+            source: stream.clone(),
+            history: History { system_identifier: 7, timeline: 1, lineage: vec![], database: "shop".into(), slot: slot.into() },
+        };
+        queues[0].create(&stream).await.unwrap();
+        let both = tokio::join!(begin_stream(&queues[0], &stream, genesis("a")), begin_stream(&queues[1], &stream, genesis("b")));
+        if beginning(&queues[0], &stream).await.unwrap() == Beginning::Nothing {
+            begin_stream(&queues[0], &stream, genesis("a")).await.unwrap();
+        }
+        let found = beginning(&queues[1], &stream).await.unwrap();
+        assert!(matches!(found, Beginning::SlotPending(_)), "{found:?} after {both:?}");
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use millstream::queue::Queue;
+use millstream::queue::kafka::{KafkaQueue, KafkaSettings};
 use rustix::process::Signal;
 
 use crate::support::compare;
@@ -126,12 +128,7 @@ async fn a_log_that_was_deleted_halts_and_is_never_made_anew() {
     assert!(daemon.exited().is_none(), "a halt does not end the daemon");
     let untouched = to.value("SELECT count(*) FROM t WHERE v = 'before'").await;
     assert_eq!(untouched, "1000");
-    let queue = millstream::queue::kafka::KafkaQueue::open(millstream::queue::kafka::KafkaSettings::new(
-        kafka.brokers(),
-        kafka.properties(),
-        prefix,
-        1,
-    ))
-    .unwrap();
-    assert_eq!(millstream::queue::Queue::bounds(&*queue, "shop").await.unwrap(), None);
+    let settings = KafkaSettings::new(kafka.brokers(), kafka.properties(), prefix, 1);
+    let queue = KafkaQueue::open(KafkaSettings { gone_after: Duration::ZERO, ..settings }).unwrap();
+    assert_eq!(queue.bounds("shop").await.unwrap(), None);
 }

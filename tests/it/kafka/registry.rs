@@ -1,10 +1,11 @@
 //! The registry topic.
 
 use bytes::Bytes;
+use millstream::ErrorKind;
 use millstream::queue::Queue;
 use millstream::queue::kafka::KafkaQueue;
 
-use super::{offset, stream_of};
+use super::{assert_lost, offset, stream_of};
 use crate::support::kafka;
 use crate::support::wait::{LONG, eventually};
 
@@ -52,6 +53,29 @@ async fn a_registry_made_anew_is_not_mixed_with_the_old_one() {
         let seen = queue.registry("s").await.unwrap();
         assert_eq!(seen.keys().collect::<Vec<_>>(), ["d"]);
     }
+}
+
+/// A broker that did not know the registry's topic made it look empty: nobody reads, so everything was deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_missing_beside_the_other_is_in_doubt_and_then_lost() {
+    let kafka = kafka::shared().await;
+    let settings = kafka.settings("half");
+    let registry = format!("{}s.registry", settings.topic_prefix);
+    let queue = KafkaQueue::open(settings).unwrap();
+    stream_of(&queue, "s", 5).await;
+    queue.registry_put("s", "consumer/a", value("0")).await.unwrap();
+    kafka.delete_topic(&registry).await;
+    let mut doubted = false;
+    let error = eventually("the registry's end", LONG, async || match queue.registry("s").await {
+        Ok(entries) if entries.is_empty() => panic!("no registry is not an empty one"),
+        Err(error) if error.kind() != ErrorKind::Connection => Ok(error),
+        other => {
+            doubted |= other.is_err();
+            Err(other)
+        }
+    });
+    assert_lost(&error.await);
+    assert!(doubted, "a broker that has just come up would have been believed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,8 @@ use super::wait::eventually;
 
 /// A JVM on a machine that compiles at the same time.
 const START_DEADLINE: Duration = Duration::from_secs(90);
+/// When a missing topic counts as deleted: sooner than outside of tests, and before one call stops waiting for it.
+const GONE_AFTER: Duration = Duration::from_secs(3);
 
 /// How a cluster is to be.
 #[derive(Default)]
@@ -211,7 +213,8 @@ impl Kafka {
     /// Settings for a queue of one's own.
     pub fn settings(&self, name: &str) -> KafkaSettings {
         let replication = i32::try_from(self.nodes.len().min(3)).expect("few");
-        KafkaSettings::new(self.brokers(), self.properties(), self.prefix(name), replication)
+        let settings = KafkaSettings::new(self.brokers(), self.properties(), self.prefix(name), replication);
+        KafkaSettings { gone_after: GONE_AFTER, ..settings }
     }
 
     /// A queue of one's own.

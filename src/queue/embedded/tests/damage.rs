@@ -1,6 +1,7 @@
 //! Damage to what was durable is found and never cut; a missing segment is refused.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -8,7 +9,8 @@ use proptest::prelude::*;
 use super::disk::Disk;
 use super::{FOREIGN, ID, folder, new_disk, open, read_from};
 use crate::error::ErrorKind;
-use crate::queue::embedded::storage::Folder;
+use crate::queue::embedded::segment::{self, Segment};
+use crate::queue::embedded::storage::{File, Folder};
 use crate::queue::embedded::trim;
 
 /// Batches of sealed records in several segments.
@@ -87,4 +89,57 @@ fn a_missing_last_segment_is_noticed_by_readers_that_were_further() {
     let (disk, all) = filled(&vec![vec![300, 300]; 9]);
     disk.remove(segments(&disk).last().unwrap()).unwrap();
     assert!(read_from(&disk, all.len() as u64, FOREIGN).is_err());
+}
+
+/// A file in which something happens behind the first read.
+struct Racing {
+    file: Arc<dyn File>,
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl File for Racing {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, at);
+        if let Some(then) = self.then.lock().unwrap().take() {
+            then();
+        }
+        read
+    }
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        self.file.write_at(bytes, at)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// `status` of a busy queue called it corrupt: a batch was written between the look at its place and the look at what stands behind.
+#[test]
+fn a_batch_that_comes_during_a_look_is_no_damage() {
+    let disk = new_disk(1);
+    let mut writer = open(&disk).unwrap();
+    writer.write_batch([Bytes::from_static(b"one")].iter()).unwrap();
+    writer.seal().unwrap();
+    let writer = Arc::new(Mutex::new(writer));
+    let found = segment::last(&*folder(&disk), ID, false).unwrap();
+    let raced = || {
+        let writer = Arc::clone(&writer);
+        let then = move || {
+            let mut writer = writer.lock().unwrap();
+            writer.write_batch([Bytes::from_static(b"more")].iter()).unwrap();
+            writer.seal().unwrap();
+        };
+        let file: Arc<dyn File> = Arc::new(Racing { file: Arc::clone(&found.file), then: Mutex::new(Some(Box::new(then))) });
+        Segment { file, header: found.header }
+    };
+    assert_eq!(raced().scan().unwrap_err().kind(), ErrorKind::Corrupt, "the writer's own look, which nothing can race");
+    assert_eq!(raced().scan_beside_writer().unwrap().end, 3);
+    disk.flip(&found.name(), 70);
+    assert_eq!(found.scan_beside_writer().unwrap_err().kind(), ErrorKind::Corrupt);
 }
