@@ -69,6 +69,7 @@ pub mod outbox;
 pub mod postgres;
 pub mod recover;
 pub mod retention;
+mod silent;
 pub mod snapshot;
 pub mod spill;
 pub mod status;
