@@ -146,7 +146,10 @@ impl Site {
             ));
         }
         if self.silence.end(catalog.client(), &holder, self.stream(), self.source.heartbeat_interval).await? {
-            return Err(Error::new(ErrorKind::Busy, format!("slot '{slot}' was still read by {holder}, which had fallen silent")));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("slot '{slot}' was still read by {holder}, which had fallen silent"),
+            ));
         }
         self.status.send_modify(|status| status.held_by = Some(holder.to_string()));
         Err(Error::new(ErrorKind::Held, format!("slot '{slot}' is read by {holder}")))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sqlx::PgConnection;
 
+use super::ddl::Deferred;
 use super::publication::PublicationPlan;
 use super::{Line, Outcome, Report, Target};
 use crate::capture::begin::{Beginning, beginning, publication_name};
@@ -14,6 +15,10 @@ use crate::event::TableName;
 use crate::postgres::sql::{Side, classify, quote_literal};
 use crate::queue::Queue;
 use crate::replica::postgres::ledger::{CopyState, MIGRATIONS};
+
+/// Where sqlx keeps which migrations have run, as it makes it (sqlx-postgres, `ensure_migrations_table`).
+const SCHEMA_VERSION: &str = "CREATE TABLE IF NOT EXISTS millstream.schema_version (version bigint PRIMARY KEY, description text NOT NULL, \
+     installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea NOT NULL, execution_time bigint NOT NULL)";
 
 /// Says everything and does nothing.
 pub(super) async fn say(
@@ -68,25 +73,37 @@ async fn of_replica(config: &SourceConfig, target: &mut Target<'_>, adopt: bool,
     }
     let state = if adopt && !target.known { CopyState::Live } else { CopyState::Pending };
     if !plan.tables.is_empty() {
-        let rows: Vec<String> =
-            plan.tables.iter().map(|t| format!("\n  ({quoted}, {}, {})", pair(t), quote_literal(state.as_str()))).collect();
-        let head = "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state) VALUES";
-        lines.push(sql(&place, &format!("{head}{}", rows.join(","))));
+        lines.push(sql(&place, &register(&quoted, &plan.tables, state)));
     }
-    for (ordinal, later) in (1..).zip(&plan.deferred) {
-        let (kind, statement) = (quote_literal(later.kind.as_str()), quote_literal(&later.statement));
-        let head = "INSERT INTO millstream.deferred_ddl (replica, ordinal, table_schema, table_name, kind, statement)";
-        lines.push(sql(
-            &place,
-            &format!("{head}\n  VALUES ({quoted}, <next, {ordinal}>, {}, {kind}, {statement})", pair(&later.table)),
-        ));
-    }
+    lines.extend(plan.deferred.iter().map(|later| sql(&place, &put_off(&quoted, later))));
     lines.extend(plan.gone.iter().map(|table| sql(&place, &forget(&quoted, table))));
     let later = format!("{place}, once it has passed the last change to the table");
     lines.extend(plan.leaving.iter().map(|table| sql(&later, &forget(&quoted, table))));
     let later = format!("{place}, when the copy has caught up");
     lines.extend(plan.deferred.iter().map(|deferred| sql(&later, &deferred.statement)));
     Ok(())
+}
+
+fn register(replica: &str, tables: &[TableName], state: CopyState) -> String {
+    let rows: Vec<String> = tables.iter().map(|table| format!("({})", pair(table))).collect();
+    let live_at = if state == CopyState::Live { "clock_timestamp()" } else { "NULL::timestamptz" };
+    format!(
+        "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at)\n  \
+         SELECT {replica}, s, t, {}, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = {replica}), 0), {live_at}\n  \
+         FROM (VALUES {}) v(s, t)",
+        quote_literal(state.as_str()),
+        rows.join(", ")
+    )
+}
+
+fn put_off(replica: &str, later: &Deferred) -> String {
+    format!(
+        "INSERT INTO millstream.deferred_ddl (replica, ordinal, table_schema, table_name, kind, statement)\n  \
+         SELECT {replica}, coalesce(max(ordinal), 0) + 1, {}, {}, {} FROM millstream.deferred_ddl WHERE replica = {replica}",
+        pair(&later.table),
+        quote_literal(later.kind.as_str()),
+        quote_literal(&later.statement)
+    )
 }
 
 fn pair(table: &TableName) -> String {
@@ -112,7 +129,7 @@ async fn ledger(replica: &mut PgConnection) -> Result<Vec<String>> {
         done.extend(versions);
     } else {
         statements.push("CREATE SCHEMA IF NOT EXISTS millstream".to_owned());
-        statements.push("CREATE TABLE IF NOT EXISTS millstream.schema_version (<which of the following have run>)".to_owned());
+        statements.push(SCHEMA_VERSION.to_owned());
     }
     let missing = MIGRATIONS.iter().filter(|migration| !done.contains(&migration.version));
     statements.extend(missing.map(|migration| migration.sql.as_str().trim_end().trim_end_matches(';').to_owned()));
