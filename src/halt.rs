@@ -112,7 +112,7 @@ halt_codes! {
         "Run `millstream check`: it prints the kafka-acls.sh command. Mend the sasl.* and ssl.* properties under [queue.kafka] where they are wrong. The daemon goes on by itself after that.";
     StorageFailed = "storage_failed", true,
         "Reading or writing a local file failed, or an fsync did. What was not confirmed as durable is not treated as such.",
-        "Look at the error beside this code and at the kernel's log, mend the disk or the rights, and restart the daemon.";
+        "Look at the error beside this code and at the kernel's log, and mend the disk or the rights; the daemon goes on by itself.";
     NoSpace = "no_space", true,
         "A disk is full, or a configured limit was reached.",
         "Make room, or raise the limit that the message names; the daemon goes on by itself.";
@@ -146,9 +146,6 @@ halt_codes! {
     SchemaMismatch = "schema_mismatch", true,
         "A table on the replica does not fit the version that the next changes were made under: a column or the table is missing, or a type differs.",
         "Change the replica's table as the message says. The daemon tries again by itself.";
-    CopyInterrupted = "copy_interrupted", false,
-        "A table's first copy cannot be finished as it was begun.",
-        "`millstream teardown`, `millstream init` and `millstream run` begin it anew.";
     LedgerDamaged = "ledger_damaged", false,
         "The ledger in the replica is missing, was changed by hand, or belongs to another stream.",
         "Restore the replica's millstream schema from the same moment as its tables, or copy again: `millstream teardown`, `millstream init`, `millstream run`.";

@@ -30,6 +30,7 @@ use super::postgres::catalog::{Catalog, XidClock};
 use super::postgres::slot::{self, Server, SlotRow};
 use super::postgres::stream::{ReplicationStream, StreamOptions};
 use super::recover;
+use super::silent::Silence;
 use super::spill::SpillSpace;
 use super::status::{CaptureState, CaptureStatus};
 use super::takeover::claim;
@@ -56,6 +57,8 @@ pub(super) struct Site {
     pub queue_max_bytes: u64,
     /// Names this process at the source, so that it knows its own earlier connections again.
     pub application_name: String,
+    /// What was seen of another process that reads the slot.
+    pub silence: Silence,
     pub status: Arc<watch::Sender<CaptureStatus>>,
 }
 
@@ -160,6 +163,12 @@ impl Site {
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!("slot '{slot}' was still read by an earlier connection of this process"),
+            ));
+        }
+        if self.silence.end(catalog.client(), &holder, self.stream(), self.source.heartbeat_interval).await? {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("slot '{slot}' was still read by {holder}, which had fallen silent"),
             ));
         }
         self.status.send_modify(|status| status.held_by = Some(holder.to_string()));

@@ -71,6 +71,7 @@ pub mod outbox;
 pub mod postgres;
 pub mod recover;
 pub mod retention;
+mod silent;
 pub mod snapshot;
 pub mod spill;
 pub mod status;

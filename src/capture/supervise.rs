@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connect::Site;
 use super::postgres::slot;
+use super::silent::Silence;
 use super::status::{CaptureState, CaptureStatus};
 use super::worker::Owned;
 use super::{recover, retention};
@@ -43,7 +44,7 @@ pub async fn run_capture(
     let status = Arc::new(status);
     status.send_modify(|s| (s.source, s.queue_max_bytes) = (source.name.clone(), queue_max_bytes));
     let application_name = application_name(&source.name);
-    let site = Site { source, queue, queue_max_bytes, application_name, status };
+    let site = Site { source, queue, queue_max_bytes, application_name, silence: Silence::default(), status };
     let mut supervisor = Supervisor { site, retention: None, pause: FIRST_PAUSE };
     while !cancel.is_cancelled() {
         let began = Instant::now();

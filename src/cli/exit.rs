@@ -1,6 +1,7 @@
 //! How the program ends: one number per meaning, the same for every command.
 
 use crate::error::{Error, ErrorKind};
+use crate::halt::{Disposition, HaltCode, disposition};
 
 /// The exit codes. `docs/operations.md` lists them for scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,19 @@ impl Exit {
             | ErrorKind::Halt(_)
             | ErrorKind::Unexpected => Self::Bad,
         }
+    }
+}
+
+/// What a command says as it ends with an error: the code that log, status and metric show for the same cause, and the words.
+///
+/// A wrong configuration has no code here: its exit code says it, and the message names the key.
+#[must_use]
+pub fn message(error: &Error) -> String {
+    match disposition(error) {
+        Disposition::Halt(code) if code != HaltCode::Misconfigured => {
+            format!("millstream: [{code}] {error}; see `millstream explain {code}`")
+        }
+        _ => format!("millstream: {error}"),
     }
 }
 

@@ -81,7 +81,7 @@ pub fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) if error.kind() == ErrorKind::Cancelled => Exit::Good.into(),
         Err(error) => {
-            output::complain(&format!("millstream: {error}"));
+            output::complain(&exit::message(&error));
             Exit::of(&error).into()
         }
     }

@@ -48,6 +48,11 @@ impl Page {
         self.0.push('\n');
     }
 
+    /// A command on a line of its own, unbroken, to be copied.
+    fn command(&mut self, text: &str) {
+        self.line(&format!("{:LABEL$}{text}", ""));
+    }
+
     /// A label and a text, broken at the page's width.
     fn text(&mut self, label: &str, text: &str) {
         let indent = " ".repeat(if label.is_empty() { 2 } else { LABEL });
@@ -58,6 +63,11 @@ impl Page {
             _ => self.line(&format!("{first}{}", wrapped.trim_start())),
         }
     }
+}
+
+/// Gives up the place in the queue of a consumer that nobody has configured.
+fn release_command(source: &str, consumer: &str) -> String {
+    format!("millstream teardown --source {source} --consumer {consumer}")
 }
 
 fn of_source(page: &mut Page, name: &str, source: &Source) {
@@ -80,9 +90,9 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
         let holder = stream.slowest_consumer.as_ref().map_or(String::new(), |name| format!("; held by {name}"));
         page.text("queue", &format!("{changes}{} of {}{holder}", ByteSize(bytes), ByteSize(stream.max_bytes)));
     }
-    let strangers: Vec<_> = stream.consumers.iter().filter(|(_, c)| !c.configured).map(|(name, _)| name.as_str()).collect();
-    if !strangers.is_empty() {
-        page.text("consumers", &format!("{} not in this configuration, and may hold the queue", strangers.join(", ")));
+    for (stranger, _) in stream.consumers.iter().filter(|(_, consumer)| !consumer.configured) {
+        page.text("consumers", &format!("{stranger} not in this configuration, and may hold the queue; if it is given up:"));
+        page.command(&release_command(name, stranger));
     }
     if let Some(bytes) = source.retained.bytes {
         let left = match (source.retained.exceeded, source.retained.budget_seconds) {
@@ -101,6 +111,15 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
         let more = source.tables_not_captured.len().saturating_sub(shown.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         page.text("not captured", &format!("{}{more} (run `millstream init`)", shown.join(", ")));
+    }
+    if let Some(first) = source.sequences_not_carried.first() {
+        let more = match source.sequences_not_carried.len() - 1 {
+            0 => "stays".to_owned(),
+            more => format!("and {more} more stay"),
+        };
+        let text =
+            format!("{} {more} where `init` put them; the SQL for a switch-over is in `millstream status --json`", first.name);
+        page.text("sequences", &text);
     }
     if let Some(why) = &source.heartbeat_error {
         page.text("heartbeat", why);

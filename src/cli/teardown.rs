@@ -17,7 +17,8 @@ use crate::preflight::teardown::{TeardownOptions, describe, teardown};
 pub const EXAMPLE: &str = "\
 Examples:
   millstream teardown --yes
-  millstream teardown --replica reports      its source and other replicas go on";
+  millstream teardown --replica reports      its source and other replicas go on
+  millstream teardown --consumer old_one     a replica that is not configured any more";
 
 /// Arguments of `millstream teardown`.
 #[derive(Args, Debug)]
@@ -28,6 +29,9 @@ pub struct Arguments {
     /// Only this replica: source, slot and stream stay for the others.
     #[arg(long, value_name = "NAME")]
     replica: Option<String>,
+    /// Only the place in the queue of a replica that the configuration no longer has, so that the queue is not kept for it.
+    #[arg(long, value_name = "NAME", conflicts_with = "replica")]
+    consumer: Option<String>,
     /// Does not ask.
     #[arg(long)]
     yes: bool,
@@ -35,7 +39,7 @@ pub struct Arguments {
 
 pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     super::init::as_the_daemons_user(&config)?;
-    let options = TeardownOptions { source: arguments.source, replica: arguments.replica };
+    let options = TeardownOptions { source: arguments.source, replica: arguments.replica, consumer: arguments.consumer };
     let lines = describe(&config, &options)?;
     if !arguments.yes && !confirmed(&lines)? {
         print_line("Nothing was changed.")?;

@@ -41,7 +41,12 @@ impl Control {
 
     fn source_status(&self, view: &SourceView) -> Source {
         let survey = view.survey.borrow().clone();
-        let mut source = Source { state: "elsewhere".to_owned(), tables_not_captured: survey.not_captured, ..Source::default() };
+        let mut source = Source {
+            state: "elsewhere".to_owned(),
+            tables_not_captured: survey.not_captured,
+            sequences_not_carried: survey.sequences,
+            ..Source::default()
+        };
         source.retained.budget_bytes = view.retain_max_bytes;
         source.stream = Stream { max_bytes: self.queue.max_bytes, stored_bytes: survey.stored_bytes, ..Stream::default() };
         let end = view.capture.as_ref().map(|capture| capture.borrow().clone());

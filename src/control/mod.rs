@@ -12,6 +12,7 @@ use tokio::sync::watch;
 pub mod build;
 pub mod model;
 mod rates;
+mod sequences;
 pub mod survey;
 
 pub use model::Status;

@@ -98,12 +98,24 @@ pub struct Source {
     pub spilled_bytes: u64,
     /// Tables that match `tables` and are not captured until `millstream init` runs again.
     pub tables_not_captured: Vec<String>,
+    /// Sequences of captured tables: they stay where they are on the replicas until somebody sets them.
+    pub sequences_not_carried: Vec<Sequence>,
     /// Why heartbeats do not travel.
     pub heartbeat_error: Option<String>,
     /// Why it is halted.
     pub halt: Option<Halt>,
     /// Last failure in words; kept until work goes on.
     pub error: Option<String>,
+}
+
+/// A sequence of a captured table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sequence {
+    /// Its name, with its schema.
+    pub name: String,
+    /// What sets it from a replica's own rows, to be run there once writes go there; `null` where no column holds its plain numbers.
+    pub statement: Option<String>,
 }
 
 /// Places in a source's log.
@@ -166,7 +178,7 @@ pub struct Consumer {
     pub behind_changes: Option<u64>,
     /// When it said so.
     pub said_at: String,
-    /// It is in this daemon's configuration. One that is not holds the queue for nobody: `millstream teardown`.
+    /// It is in this daemon's configuration. One that is not may hold the queue for nobody: `millstream teardown --consumer NAME`.
     pub configured: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What no stage publishes and is looked up now and then: consumers and size of a stream, tables that nobody captures.
+//! What no stage publishes and is looked up now and then: consumers and size of a stream, tables that nobody captures, sequences that nothing carries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,6 +8,8 @@ use sqlx::Row as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::model::Sequence;
+use super::sequences;
 use crate::capture::publication_name;
 use crate::config::SourceConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -37,6 +39,8 @@ pub struct Survey {
     pub end: Option<End>,
     /// Tables that match the patterns and are not in the publication.
     pub not_captured: Vec<String>,
+    /// Sequences of captured tables, which nothing carries.
+    pub sequences: Vec<Sequence>,
 }
 
 /// The stream's end, from its last record. That one may be void: good enough to show, not to decide.
@@ -96,7 +100,7 @@ async fn look(config: &SourceConfig, queue: &Arc<dyn Queue>, out: &watch::Sender
         return;
     }
     match deadline(look_at_catalog(config)).await {
-        Ok(tables) => {
+        Ok((tables, sequences)) => {
             let before = out.borrow().not_captured.clone();
             if let Some(table) = tables.iter().find(|table| !before.contains(table)) {
                 tracing::warn!(
@@ -106,7 +110,7 @@ async fn look(config: &SourceConfig, queue: &Arc<dyn Queue>, out: &watch::Sender
                     "not captured until `millstream init` runs again"
                 );
             }
-            out.send_modify(|survey| survey.not_captured = tables);
+            out.send_modify(|survey| (survey.not_captured, survey.sequences) = (tables, sequences));
         }
         Err(error) => tracing::debug!(source = config.name, %error, "the source's catalog could not be looked at"),
     }
@@ -154,7 +158,7 @@ const TABLES: &str = "
                         WHERE t.pubname = $1 AND t.schemaname = n.nspname AND t.tablename = c.relname)
      ORDER BY 1, 2";
 
-async fn look_at_catalog(config: &SourceConfig) -> Result<Vec<String>> {
+async fn look_at_catalog(config: &SourceConfig) -> Result<(Vec<String>, Vec<Sequence>)> {
     let patterns = TablePatterns::parse(&config.tables)?;
     let mut connection = connect(&config.connect, Side::Source, "millstream status").await?;
     let failed = |error: sqlx::Error| Error::new(ErrorKind::Connection, "cannot list the source's tables").with_source(error);
@@ -167,6 +171,7 @@ async fn look_at_catalog(config: &SourceConfig) -> Result<Vec<String>> {
             found.insert(table.to_string());
         }
     }
+    let sequences = sequences::look(&mut connection, &config.name).await?;
     sqlx::Connection::close(connection).await.map_err(failed)?;
-    Ok(found.into_iter().collect())
+    Ok((found.into_iter().collect(), sequences))
 }

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use super::init::{Line, Outcome, Report, select, slot};
 use crate::capture::begin::{Beginning, beginning, publication_name};
 use crate::config::{Config, ReplicaConfig, SourceConfig};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::postgres::sql::{Side, classify, connect, quote_ident};
 use crate::queue::{CONSUMER_PREFIX, Queue};
@@ -25,6 +25,8 @@ pub struct TeardownOptions {
     pub source: Option<String>,
     /// Only this replica: its source, stream and slot stay for the others.
     pub replica: Option<String>,
+    /// Only the place in the queue of a replica that the configuration no longer has. Needs no database.
+    pub consumer: Option<String>,
 }
 
 /// Says what a teardown would take away.
@@ -33,6 +35,15 @@ pub struct TeardownOptions {
 /// [`crate::ErrorKind::Config`] for names that the configuration does not have.
 pub fn describe(config: &Config, options: &TeardownOptions) -> Result<Vec<String>> {
     let mut lines = Vec::new();
+    if let Some(name) = &options.consumer {
+        for source in unconfigured(config, options, name)? {
+            lines.push(format!(
+                "consumer {name} of source {}: its place in the queue; what it has not read may be dropped",
+                source.name
+            ));
+        }
+        return Ok(lines);
+    }
     for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
         if options.replica.is_none() {
             lines.push(format!("source {}: its slot, its publication, and its whole stream in the queue", source.name));
@@ -54,6 +65,12 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
         (Outcome::Refused, _) | (_, Outcome::Unchanged) => {}
         _ => outcome = done,
     };
+    if let Some(name) = &options.consumer {
+        for source in unconfigured(config, options, name)? {
+            note(clear_consumer(queue, &source.name, name, report).await?);
+        }
+        return Ok(outcome);
+    }
     for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
         let whole = options.replica.is_none();
         let mut free = whole;
@@ -93,6 +110,31 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
         }
     }
     Ok(outcome)
+}
+
+/// The sources whose queue may hold a consumer that the configuration no longer has.
+fn unconfigured<'a>(config: &'a Config, options: &TeardownOptions, name: &str) -> Result<Vec<&'a SourceConfig>> {
+    let sources: Vec<_> = select(config, options.source.as_deref(), None)?.into_iter().map(|(source, _)| source).collect();
+    match config.replicas.get(name).filter(|replica| sources.iter().any(|source| source.name == replica.source)) {
+        None => Ok(sources),
+        // Its ledger would go on naming a place that the queue no longer keeps.
+        Some(_) => {
+            let message =
+                format!("replica '{name}' is configured: `millstream teardown --replica {name}` takes its ledger away as well");
+            Err(Error::new(ErrorKind::Config, message))
+        }
+    }
+}
+
+async fn clear_consumer(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, report: Report<'_>) -> Result<Outcome> {
+    let done = clear_registration(queue, stream, consumer, report).await?;
+    if done == Outcome::Changed {
+        report(Line::Note(format!(
+            "a ledger of {consumer} stays where it is: DROP SCHEMA millstream CASCADE in that database, when no other replica is kept there. A daemon that \
+             still applies it, by another configuration, registers it again"
+        )));
+    }
+    Ok(done)
 }
 
 async fn clear_source(config: &SourceConfig, queue: &Arc<dyn Queue>, report: Report<'_>) -> Result<Outcome> {

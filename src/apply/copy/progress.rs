@@ -120,7 +120,7 @@ impl Meter {
         self.sender.send_modify(|p| *p = CopyProgress { phase: CopyPhase::Loading, ..from });
     }
 
-    /// Waits until bytes may pass: live changes go first. Takes turns in the order of asking.
+    /// Waits until bytes may pass under `copy_max_bytes_per_second`, a fixed limit that does not look at live changes. Takes turns in the order of asking.
     pub(super) async fn pass(&self, bytes: usize) {
         let Some(limit) = self.limit else { return };
         let until = {

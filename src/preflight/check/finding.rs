@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::preflight::init::Blueprint;
+
 /// How a finding bears on the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -132,12 +134,13 @@ pub struct Findings {
     name: String,
     list: Vec<Finding>,
     extensions: Vec<(String, String)>,
+    blueprint: Option<Blueprint>,
 }
 
 impl Findings {
     /// For one source, queue or replica.
     pub fn new(side: Side, name: impl Into<String>) -> Self {
-        Self { side, name: name.into(), list: Vec::new(), extensions: Vec::new() }
+        Self { side, name: name.into(), list: Vec::new(), extensions: Vec::new(), blueprint: None }
     }
 
     /// Which side.
@@ -188,6 +191,17 @@ impl Findings {
     #[must_use]
     pub fn extensions(&self) -> &[(String, String)] {
         &self.extensions
+    }
+
+    /// Keeps what a replica has to hold: the replicas are compared with it later.
+    pub fn keep_blueprint(&mut self, blueprint: Blueprint) {
+        self.blueprint = Some(blueprint);
+    }
+
+    /// What a replica has to hold, when that is known.
+    #[must_use]
+    pub fn blueprint(&self) -> Option<&Blueprint> {
+        self.blueprint.as_ref()
     }
 
     /// The findings.

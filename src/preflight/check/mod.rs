@@ -8,10 +8,12 @@ mod finding;
 mod queue;
 mod render;
 mod replica;
+mod replica_fit;
 mod replica_tables;
 mod server;
 mod source;
 mod source_tables;
+mod spill;
 
 pub use finding::{Finding, Findings, Place, Remedy, Report, Severity, Side};
 pub use queue::check_embedded;
@@ -19,6 +21,7 @@ pub use render::table;
 pub use replica::{SourceSide, check as check_replica};
 pub use server::{SUPPORTED_MAJORS, ServerFacts, TESTED_MAJORS};
 pub use source::{check as check_source, check_with as check_source_with};
+pub use spill::check_spill;
 
 use crate::config::Config;
 use crate::queue::kafka::{self, KafkaSettings};
@@ -29,11 +32,17 @@ pub async fn run(config: &Config) -> Report {
     let mut replicas = Vec::new();
     for source in config.sources.values() {
         let (findings, facts) = check_source(source).await;
-        let side = SourceSide { facts: facts.as_ref(), extensions: findings.extensions(), tables: &source.tables };
+        let side = SourceSide {
+            facts: facts.as_ref(),
+            extensions: findings.extensions(),
+            tables: &source.tables,
+            blueprint: findings.blueprint(),
+        };
         for replica in config.replicas.values().filter(|r| r.source == source.name) {
             replicas.extend(check_replica(replica, &side).await.into_list());
         }
         report.findings.extend(findings.into_list());
+        report.findings.extend(check_spill(source, &config.queue.kind).into_list());
     }
     report.findings.extend(check_embedded(&config.queue).map(Findings::into_list).unwrap_or_default());
     if let Some(settings) = KafkaSettings::of(&config.queue.kind) {

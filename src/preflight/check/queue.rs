@@ -30,7 +30,14 @@ pub fn check_embedded(queue: &QueueConfig) -> Option<Findings> {
     let folder = nearest;
     findings.ok("folder", queue_folder(queue));
     file_system(&mut findings, folder);
-    room(&mut findings, folder, queue.max_bytes);
+    let limit = Limit {
+        check: "disk_room",
+        bytes: queue.max_bytes,
+        name: "queue.max_bytes",
+        key: "queue.max_bytes".to_owned(),
+        why: "a replica that stands still for long fills the disk before the queue's own limit stops capture",
+    };
+    room(&mut findings, folder, &limit);
     Some(findings)
 }
 
@@ -57,24 +64,29 @@ fn file_system(findings: &mut Findings, folder: &Path) {
     }
 }
 
-fn room(findings: &mut Findings, folder: &Path, max_bytes: u64) {
+/// What may be written to a disk, by which key.
+pub(super) struct Limit {
+    pub(super) check: &'static str,
+    pub(super) bytes: u64,
+    pub(super) name: &'static str,
+    pub(super) key: String,
+    pub(super) why: &'static str,
+}
+
+pub(super) fn room(findings: &mut Findings, folder: &Path, limit: &Limit) {
     let Ok(stat) = rustix::fs::statvfs(folder) else { return };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let megabytes = |n: u64| n >> 20;
-    if free < max_bytes {
-        let what = format!("{} MB free, below queue.max_bytes ({} MB)", megabytes(free), megabytes(max_bytes));
-        let remedy = Remedy::at(Place::Configuration, format!("queue.max_bytes = \"{}MiB\"", megabytes(free / 10 * 9)));
-        findings.warn(
-            "disk_room",
-            what,
-            "a replica that stands still for long fills the disk before the queue's own limit stops capture",
-            Some(remedy),
-        );
+    let Limit { check, bytes, name, key, why } = limit;
+    if free < *bytes {
+        let what = format!("{} MB free, below {name} ({} MB)", megabytes(free), megabytes(*bytes));
+        let remedy = Remedy::at(Place::Configuration, format!("{key} = \"{}MiB\"", megabytes(free / 10 * 9)));
+        findings.warn(check, what, *why, Some(remedy));
     } else {
-        findings.ok("disk_room", format!("{} MB free, queue.max_bytes is {} MB", megabytes(free), megabytes(max_bytes)));
+        findings.ok(check, format!("{} MB free, {name} is {} MB", megabytes(free), megabytes(*bytes)));
     }
 }
 
-fn shell_quote(path: &Path) -> String {
+pub(super) fn shell_quote(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
 }

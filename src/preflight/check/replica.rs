@@ -3,11 +3,12 @@
 use sqlx::PgConnection;
 
 use super::finding::{Findings, Place, Remedy, Side};
-use super::replica_tables;
 use super::server::{self, ServerFacts};
+use super::{replica_fit, replica_tables};
 use crate::config::ReplicaConfig;
 use crate::error::{Error, Result};
 use crate::postgres::sql::{self, quote_ident as quote};
+use crate::preflight::init::Blueprint;
 use crate::preflight::tables::TablePatterns;
 
 /// What the source's checks leave for a replica to answer.
@@ -18,6 +19,8 @@ pub struct SourceSide<'a> {
     pub extensions: &'a [(String, String)],
     /// Its table patterns.
     pub tables: &'a [String],
+    /// What a replica has to hold, when the source's catalog could be read.
+    pub blueprint: Option<&'a Blueprint>,
 }
 
 /// Checks a replica.
@@ -55,7 +58,11 @@ async fn look(
     extensions(findings, connection, source).await.map_err(sql_error)?;
     let patterns = TablePatterns::parse(source.tables)?;
     let context = replica_tables::Context { facts: &facts, replica_role, initialized };
-    replica_tables::check(findings, connection, &patterns, &context).await.map_err(sql_error)
+    replica_tables::check(findings, connection, &patterns, &context).await.map_err(sql_error)?;
+    match source.blueprint {
+        Some(blueprint) => replica_fit::check(findings, connection, blueprint, &facts, initialized).await,
+        None => Ok(()),
+    }
 }
 
 fn same_database(findings: &mut Findings, source: &SourceSide<'_>, facts: &ServerFacts) {

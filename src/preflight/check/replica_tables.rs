@@ -80,6 +80,9 @@ pub(super) async fn check(
         }
         triggers(findings, connection, &table, replica_role).await?;
         constraints(findings, connection, &table, replica_role).await?;
+        if replica_role {
+            beside_deferrable_keys(findings, connection, &table).await?;
+        }
     }
     if findings.problems() == before {
         findings.ok(
@@ -172,6 +175,34 @@ async fn constraints(
             }
             _ => continue,
         }
+        findings.about(&table.label);
+    }
+    Ok(())
+}
+
+/// A transaction that touches a table with a deferrable key is written with triggers on, so that the key is checked; foreign keys from and to the table then fire.
+async fn beside_deferrable_keys(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    table: &ReplicaTable,
+) -> sqlx::Result<()> {
+    let rows = sqlx::query(
+        "SELECT f.conname::text, format('%I.%I', n.nspname, c.relname) FROM pg_constraint f JOIN pg_class c ON c.oid = f.conrelid \
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE f.contype = 'f' AND f.conparentid = 0 AND $1::oid IN (f.conrelid, f.confrelid) \
+         AND EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = $1::oid AND k.contype IN ('p', 'u', 'x') AND k.condeferrable) ORDER BY 1",
+    )
+    .bind(table.oid)
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        let (name, owner): (String, String) = (row.get(0), row.get(1));
+        let statement = format!("ALTER TABLE {owner} DROP CONSTRAINT {}", quote(&name));
+        findings.warn(
+            "deferrable_foreign_key",
+            format!("foreign key {name} of {owner} is checked on what is applied, because a key of this table is deferrable"),
+            "a row whose parent is not captured halts the replica",
+            Some(Remedy::sql(Side::Replica, statement)),
+        );
         findings.about(&table.label);
     }
     Ok(())

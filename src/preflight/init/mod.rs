@@ -19,9 +19,10 @@
 mod adopt;
 mod blueprint;
 mod catalog;
-mod ddl;
-mod definition;
-mod fits;
+pub(crate) mod ddl;
+pub(crate) mod definition;
+mod dry_run;
+pub(crate) mod fits;
 mod leaving;
 pub mod publication;
 mod replica;
@@ -81,7 +82,7 @@ pub enum Line {
     Waiting(String),
     /// Something to know.
     Note(String),
-    /// Something stands in the way: nothing is done.
+    /// Something stands in the way.
     Refused(String),
 }
 
@@ -92,7 +93,7 @@ pub enum Outcome {
     Unchanged,
     /// Something was made (in a dry run: would be).
     Changed,
-    /// Something stands in the way; nothing was done.
+    /// Something stands in the way. Nothing was done, but for what a [`Line::Note`] says to stand (a replica that cannot be adopted).
     Refused,
 }
 
@@ -190,7 +191,7 @@ async fn init_source(
         return Ok(Outcome::Refused);
     }
     if options.dry_run {
-        return dry_run(config, queue, &published, &targets, report).await;
+        return dry_run::say(config, queue, &published, &mut targets, options.adopt.is_some(), report).await;
     }
     let mut changed = false;
     for target in targets.iter_mut().filter(|t| t.known) {
@@ -212,6 +213,7 @@ async fn init_source(
     for target in targets.iter_mut().filter(|t| !t.known) {
         let begun = begin_replica(target, queue, config, options.adopt, report).await;
         if !begun.at(|| format!("replica '{}'", target.config.name))? {
+            report(Line::Note(still_standing(&config.name)));
             return Ok(Outcome::Refused);
         }
         changed = true;
@@ -305,37 +307,12 @@ async fn begin_replica(
     Ok(true)
 }
 
-async fn dry_run(
-    config: &SourceConfig,
-    queue: &Arc<dyn Queue>,
-    published: &publication::PublicationPlan,
-    targets: &[Target<'_>],
-    report: Report<'_>,
-) -> Result<Outcome> {
-    use crate::capture::begin::{Beginning, beginning};
-    let mut changed = false;
-    let mut say = |place: &str, statement: &str| {
-        changed = true;
-        report(Line::Sql { place: place.to_owned(), statement: statement.to_owned() });
-    };
-    let place = format!("source {}", config.name);
-    for statement in &published.statements {
-        say(&place, statement);
-    }
-    if !matches!(beginning(queue, &config.name).await?, Beginning::Begun(_)) {
-        let name = publication_name(&config.name);
-        say(&place, &format!("SELECT pg_create_logical_replication_slot('{name}_<random>', 'pgoutput')"));
-    }
-    for target in targets {
-        let place = format!("replica {}", target.config.name);
-        if !target.known {
-            say(&place, "CREATE SCHEMA IF NOT EXISTS millstream /* the ledger, migrations/postgres */");
-        }
-        target.plan.statements.iter().for_each(|s| say(&place, s));
-        let later = format!("{place}, when the copy has caught up");
-        target.plan.deferred.iter().for_each(|d| say(&later, &d.statement));
-    }
-    Ok(if changed { Outcome::Changed } else { Outcome::Unchanged })
+/// Whether a replica can be adopted is only known once the slot stands: a place in the log before the slot would be none.
+fn still_standing(source: &str) -> String {
+    format!(
+        "stream, publication and slot of source {source} stand, and its replica was not touched. Without a running daemon the slot retains WAL: mend what \
+         is refused and run `millstream init --adopt` again, or, when no other replica of {source} is in use, take them away: millstream teardown --source {source}"
+    )
 }
 
 fn gist(added: &[TableName], removed: &[TableName]) -> String {

@@ -186,15 +186,18 @@ async fn define(source: &mut PgConnection, id: u32, raw: &Raw) -> Result<Option<
             Some(simple(format!("CREATE TYPE {quoted} AS ({})", list.join(", "))))
         }
         "c" => {
-            let message =
-                format!("a column has the row type of table {quoted}; make that type on the replica, or leave the table out");
+            let message = format!(
+                "a column has the row type of table {quoted}, which init makes on no replica; leave the table with that column out"
+            );
             return Err(Error::new(ErrorKind::Config, message));
         }
         "r" => raw.subtype_text.as_ref().map(|subtype| simple(format!("CREATE TYPE {quoted} AS RANGE (subtype = {subtype})"))),
         // Arrays and multiranges come with their element and range; a base type outside an extension cannot be carried.
         _ if raw.element != 0 || raw.kind == "m" => None,
         _ => {
-            let message = format!("type {quoted} is written in C and belongs to no extension; make it on the replica first");
+            let message = format!(
+                "type {quoted} is written in C and belongs to no extension, so init cannot make it on a replica; leave the tables that have it out"
+            );
             return Err(Error::new(ErrorKind::Config, message));
         }
     })

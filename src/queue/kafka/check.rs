@@ -9,6 +9,7 @@ use super::check_rights as rights;
 use super::settings::RECORD_OVERHEAD;
 use super::topics::{Admin, Topic, look_up};
 use super::{KafkaQueue, KafkaSettings};
+use crate::config::ByteSize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::halt::HaltCode;
 use crate::preflight::check::{Findings, Place, Remedy, Side};
@@ -44,6 +45,7 @@ async fn look(settings: &KafkaSettings, streams: &[&str], findings: &mut Finding
         );
     }
     let admin = Admin::new(settings)?;
+    let mut missing = false;
     for stream in streams {
         for (topic, is_log) in [(settings.topic(stream)?, true), (settings.registry_topic(stream)?, false)] {
             let name = topic.clone();
@@ -51,12 +53,30 @@ async fn look(settings: &KafkaSettings, streams: &[&str], findings: &mut Finding
             let subject = Subject { settings, topic: &topic, is_log };
             match found {
                 Ok(Some(found)) => subject.there(&queue, &admin, &found, findings).await,
-                Ok(None) => subject.missing(&admin, findings).await,
+                Ok(None) => {
+                    missing = true;
+                    subject.missing(&admin, findings).await;
+                }
                 Err(error) => subject.cannot_look("topic", &error, findings),
             }
         }
     }
+    if missing && settings.replication_factor < 3 {
+        few_replicas_to_come(settings, brokers, findings);
+    }
     Ok(())
+}
+
+/// Before `init` has made the topics is the time to say it: afterwards their replicas have to be reassigned.
+fn few_replicas_to_come(settings: &KafkaSettings, brokers: usize, findings: &mut Findings) {
+    let what = format!("topics would be made with replication factor {}", settings.replication_factor);
+    let why = "the loss of a broker loses the log, or stops it";
+    let step = "queue.kafka.replication_factor = 3";
+    let remedy = match brokers {
+        0..3 => Remedy::at(Place::Person, format!("start three brokers, then {step}, before `millstream init`")),
+        _ => Remedy::at(Place::Configuration, step),
+    };
+    findings.warn("replication_factor", what, why, Some(remedy));
 }
 
 /// A topic that is looked at.
@@ -114,8 +134,11 @@ impl Subject<'_> {
         self.must_be(values, "cleanup.policy", policy, why, findings);
         if self.is_log {
             for name in ["retention.ms", "retention.bytes"] {
-                let why = "Kafka deletes records that a replica has not read, and the replica must be copied again";
-                self.must_be(values, name, "-1", why, findings);
+                let why = match values.get(name).and_then(|value| value.parse().ok()) {
+                    Some(limit) => survives(name, limit),
+                    None => "Kafka deletes records that a replica has not read".to_owned(),
+                };
+                self.must_be(values, name, "-1", &why, findings);
             }
             self.record_size(values, findings);
         }
@@ -214,6 +237,24 @@ fn cannot_look(settings: &KafkaSettings, findings: &mut Findings, check: &'stati
             findings.error(check, what, "no broker, no log", Some(Remedy::at(Place::Configuration, step)));
         }
         _ => findings.unknown(check, what, "could not be looked at", None),
+    }
+}
+
+/// The outage that a finite retention survives.
+fn survives(name: &str, limit: u64) -> String {
+    let outage = match name {
+        "retention.ms" => format!("off for more than {}", duration(limit / 1000)),
+        _ => format!("more than {} behind", ByteSize(limit)),
+    };
+    format!("Kafka deletes what a replica has not read: one that was {outage} must be copied again")
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86400),
     }
 }
 

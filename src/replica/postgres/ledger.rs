@@ -19,7 +19,7 @@ use crate::queue::log::Cursor;
 pub use crate::replica::{ReplicaRow, Step};
 
 /// The ledger's migrations, for `init` and for an upgraded daemon.
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 const MIGRATION_WAIT: Duration = Duration::from_mins(2);
 
 /// How far the first copy of a table is.

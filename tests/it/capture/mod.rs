@@ -3,4 +3,5 @@
 mod kinds;
 mod large;
 mod rig;
+mod silent;
 mod slots;

@@ -2,6 +2,7 @@
 
 mod queue;
 mod replica;
+mod replica_fit;
 mod source;
 
 use std::time::Duration;

@@ -1,10 +1,11 @@
 //! Findings about the embedded queue's folder.
 
-use millstream::config::{QueueConfig, QueueKind};
-use millstream::preflight::check::{Severity, check_embedded, table};
+use millstream::config::{QueueConfig, QueueKind, SourceConfig};
+use millstream::preflight::check::{Severity, check_embedded, check_spill, table};
 
-use super::{gone, problem};
+use super::{gone, problem, source_config};
 use crate::support::files::Folder;
+use crate::support::postgres;
 
 #[test]
 fn a_missing_folder_a_small_disk_and_the_table_that_shows_them() {
@@ -26,4 +27,26 @@ fn a_missing_folder_a_small_disk_and_the_table_that_shows_them() {
     let long =
         text.lines().filter(|line| !line.contains(&*folder.path().to_string_lossy())).find(|line| line.chars().count() > 80);
     assert_eq!(long, None, "wider than 80 columns");
+}
+
+/// Large transactions spill on the daemon's own disk with Kafka too.
+#[tokio::test]
+async fn where_transactions_spill() {
+    let folder = Folder::new("spill");
+    let source = postgres::shared().await.new_database().await.connect();
+    let kafka = QueueKind::Kafka {
+        brokers: "127.0.0.1:1".into(),
+        settings: std::collections::BTreeMap::new(),
+        topic_prefix: "x.".into(),
+        replication_factor: 3,
+    };
+    let look = |dir: std::path::PathBuf, max| {
+        check_spill(&SourceConfig { spill_dir: dir, spill_max_bytes: max, ..source_config(source.clone()) }, &kafka).into_list()
+    };
+    assert_eq!(problem(&look("/proc/none".into(), 1), "spill_dir").severity, Severity::Error);
+    let remedy = problem(&look(folder.path().join("spill"), u64::MAX), "spill_room").remedy.expect("a remedy");
+    assert!(remedy.steps[0].starts_with("source.shop.spill_max_bytes = \""), "{remedy:?}");
+    let fine = look(folder.path().join("spill"), 1);
+    gone(&fine, "spill_room");
+    gone(&fine, "spill_dir");
 }

@@ -8,7 +8,7 @@ use crate::support::postgres::{self, PgDatabase};
 
 async fn findings(replica: &ReplicaConfig) -> Vec<Finding> {
     let tables = ["public.*".to_owned()];
-    check_replica(replica, &SourceSide { facts: None, extensions: &[], tables: &tables }).await.into_list()
+    check_replica(replica, &SourceSide { facts: None, extensions: &[], tables: &tables, blueprint: None }).await.into_list()
 }
 
 async fn mends(replica: &ReplicaConfig, database: &PgDatabase<'_>, check: &str) -> Finding {
@@ -76,7 +76,7 @@ async fn a_read_only_database_and_a_missing_extension() {
     let tables = ["public.*".to_owned()];
     let extensions = [("citext".to_owned(), "public.citext".to_owned())];
     let look = async || {
-        let side = SourceSide { facts: None, extensions: &extensions, tables: &tables };
+        let side = SourceSide { facts: None, extensions: &extensions, tables: &tables, blueprint: None };
         check_replica(&replica, &side).await.into_list()
     };
     let found = problem(&look().await, "extension");

@@ -3,6 +3,7 @@
 mod commands;
 mod config;
 mod deploy;
+mod given_up;
 mod http;
 mod pair;
 mod status;

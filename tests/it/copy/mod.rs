@@ -1,6 +1,7 @@
 //! `init`, first copy, `teardown`, `--adopt`.
 
 mod adopt;
+mod dry_run;
 mod first;
 mod init;
 mod load;

@@ -52,6 +52,9 @@ async fn each_command_mends_what_it_is_printed_for() {
         "unclean.leader.election.enable",
     ];
     assert_eq!(names, expected, "{found:#?}");
+    let why = |check: &str| found.iter().find(|f| f.check == check).map(|f| f.why.clone()).unwrap();
+    assert!(why("retention.ms").contains("off for more than 60 s"), "{found:#?}");
+    assert!(why("retention.bytes").contains("behind"), "{found:#?}");
     for finding in found.iter().filter(|f| f.severity == Severity::Error) {
         let remedy = finding.remedy.as_ref().unwrap();
         assert_eq!(remedy.place, Place::Shell);
@@ -70,6 +73,8 @@ async fn what_init_makes_is_as_check_wants_it() {
     let settings = kafka.settings("fine");
     let before = findings(&settings, &["s"]).await;
     assert!(problems(&before).is_empty(), "{before:#?}");
+    // One broker is to be thought about before the topics are made, not after.
+    assert!(before.iter().any(|f| f.check == "replication_factor" && f.severity == Severity::Warning), "{before:#?}");
     KafkaQueue::open(settings.clone()).unwrap().create("s").await.unwrap();
     let after = findings(&settings, &["s"]).await;
     assert!(problems(&after).is_empty(), "{after:#?}");

@@ -1,0 +1,71 @@
+//! Sequences of captured tables. Logical decoding does not carry them: on a replica they stay where `init` made them (I4 names the exception).
+//! What sets one from the replica's own rows, once writes go there, is shown beside it.
+
+use sqlx::{PgConnection, Row};
+
+use super::model::Sequence;
+use crate::capture::publication_name;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::TableName;
+use crate::postgres::sql::{quote_ident, quote_literal, quote_table};
+
+/// Sequences behind the columns of published tables (owned, of an identity, or used by a default), the columns, and whether these hold plain numbers.
+const SEQUENCES: &str = "
+    WITH published AS (
+        SELECT c.oid, n.nspname, c.relname
+          FROM pg_catalog.pg_publication_tables t
+          JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
+          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+         WHERE t.pubname = $1),
+    used AS (
+        SELECT d.refobjid AS tab, d.refobjsubid::int AS col, d.objid AS seq
+          FROM pg_catalog.pg_depend d JOIN published p ON p.oid = d.refobjid
+         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+           AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
+        UNION
+        SELECT f.adrelid, f.adnum::int, d.refobjid
+          FROM pg_catalog.pg_attrdef f
+          JOIN published p ON p.oid = f.adrelid
+          JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = f.oid
+           AND d.refclassid = 'pg_catalog.pg_class'::regclass)
+    SELECT n.nspname::text, c.relname::text, s.seqincrement > 0, p.nspname::text, p.relname::text, a.attname::text,
+           a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)
+      FROM used u
+      JOIN pg_catalog.pg_class c ON c.oid = u.seq AND c.relkind = 'S'
+      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_catalog.pg_sequence s ON s.seqrelid = c.oid
+      JOIN published p ON p.oid = u.tab
+      JOIN pg_catalog.pg_attribute a ON a.attrelid = u.tab AND a.attnum = u.col
+     ORDER BY 1, 2, 4, 5, 6";
+
+/// The sequences of a source's published tables, by name.
+pub(super) async fn look(connection: &mut PgConnection, source: &str) -> Result<Vec<Sequence>> {
+    let failed = |error: sqlx::Error| Error::new(ErrorKind::Connection, "cannot list the source's sequences").with_source(error);
+    let rows = sqlx::query(SEQUENCES).bind(publication_name(source)).fetch_all(connection).await.map_err(failed)?;
+    let mut found: Vec<(TableName, bool, Vec<String>)> = Vec::new();
+    for row in &rows {
+        let text = |index| row.try_get::<String, _>(index).map_err(failed);
+        let (sequence, table, column) = (TableName::new(text(0)?, text(1)?), TableName::new(text(3)?, text(4)?), text(5)?);
+        let (ascends, number): (bool, bool) = (row.try_get(2).map_err(failed)?, row.try_get(6).map_err(failed)?);
+        if found.last().is_none_or(|(name, ..)| *name != sequence) {
+            found.push((sequence, ascends, Vec::new()));
+        }
+        if let (Some((.., columns)), true) = (found.last_mut(), number) {
+            let last = if ascends { "max" } else { "min" };
+            columns.push(format!("SELECT {last}({}) AS v FROM {}", quote_ident(&column), quote_table(&table)));
+        }
+    }
+    Ok(found
+        .into_iter()
+        .map(|(name, ascends, columns)| Sequence { statement: statement(&name, ascends, &columns), name: name.to_string() })
+        .collect())
+}
+
+/// Sets a sequence behind the last number that a column holds; one that no row has used stays as it is. `None` where no column holds plain numbers.
+fn statement(sequence: &TableName, ascends: bool, columns: &[String]) -> Option<String> {
+    let last = if ascends { "max" } else { "min" };
+    let name = quote_literal(&quote_table(sequence));
+    let rows = columns.join(" UNION ALL ");
+    (!columns.is_empty())
+        .then(|| format!("SELECT pg_catalog.setval({name}, {last}(v)::bigint) FROM ({rows}) u HAVING {last}(v) IS NOT NULL;"))
+}

@@ -1,0 +1,189 @@
+//! A replica beside its source: the rights that `init` needs to make what is missing, and what of the tables that are there
+//! refuses rows that the source accepts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{PgConnection, Row};
+
+use super::finding::{Findings, Remedy, Side};
+use super::server::ServerFacts;
+use crate::error::Result;
+use crate::event::TableName;
+use crate::postgres::sql::{self, classify, quote_ident as quote, quote_table};
+use crate::preflight::init::Blueprint;
+use crate::preflight::init::ddl::take_off;
+use crate::preflight::init::definition::{self, TableDefinition};
+use crate::preflight::init::fits::misfits;
+
+/// What the replica has under a name.
+struct Here {
+    oid: u32,
+    owned: bool,
+}
+
+/// Compares. `initialized`: `init` has been here, so keys have been taken off already and the ledger's tables are known.
+pub(super) async fn check(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    blueprint: &Blueprint,
+    facts: &ServerFacts,
+    initialized: bool,
+) -> Result<()> {
+    let here = relations(connection).await?;
+    schemas(findings, connection, blueprint, &here, facts).await?;
+    let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
+    let definitions = definition::read(connection, sql::Side::Replica, &oids).await?;
+    for source in &blueprint.tables {
+        let Some((there, theirs)) = here.get(&source.table).and_then(|h| Some((h, definitions.get(&h.oid)?))) else { continue };
+        if !initialized && !there.owned {
+            owner(findings, theirs, facts);
+        }
+        misfit(findings, source, theirs);
+        refusals(findings, source, theirs);
+    }
+    Ok(())
+}
+
+async fn relations(connection: &mut PgConnection) -> Result<BTreeMap<TableName, Here>> {
+    let rows = sqlx::query(
+        "SELECT n.nspname::text, c.relname::text, c.oid::int8, pg_catalog.pg_has_role(c.relowner, 'USAGE') FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(|e| classify(e, sql::Side::Replica))?;
+    let named = |row: &sqlx::postgres::PgRow| {
+        let oid = u32::try_from(row.get::<i64, _>(2)).unwrap_or_default();
+        (TableName::new(row.get::<String, _>(0), row.get::<String, _>(1)), Here { oid, owned: row.get(3) })
+    };
+    Ok(rows.iter().map(named).collect())
+}
+
+/// Schemas that `init` makes something in, or that hold tables to write.
+async fn schemas(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    blueprint: &Blueprint,
+    here: &BTreeMap<TableName, Here>,
+    facts: &ServerFacts,
+) -> Result<()> {
+    let missing = || blueprint.all().filter(|t| !here.contains_key(&t.table));
+    let used: BTreeSet<&str> = blueprint.all().map(|t| t.table.schema.as_str()).collect();
+    let mut made_in: BTreeSet<&str> = missing()
+        .flat_map(|t| std::iter::once(&t.table).chain(t.sequences.iter().map(|s| &s.name)))
+        .map(|n| n.schema.as_str())
+        .collect();
+    if !made_in.is_empty() {
+        made_in.extend(blueprint.types.iter().filter(|t| t.extension.is_none()).map(|t| t.schema.as_str()));
+    }
+    let before = findings.problems();
+    for schema in used.union(&made_in).filter(|schema| **schema != "pg_catalog") {
+        let row = sqlx::query(
+            "SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE'), pg_catalog.has_schema_privilege(n.oid, 'CREATE'), \
+             pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') \
+             FROM (SELECT $1::text AS name) w LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.name",
+        )
+        .bind(schema)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(|e| classify(e, sql::Side::Replica))?;
+        let (usage, create, create_schema): (Option<bool>, Option<bool>, bool) = (row.get(0), row.get(1), row.get(2));
+        let role = quote(&facts.role);
+        let (what, statement) = match (usage, create) {
+            (None, _) if create_schema => continue,
+            (None, _) => {
+                let what = format!("schema {schema} is not here, and role {} may not make it", facts.role);
+                (what, format!("CREATE SCHEMA {} AUTHORIZATION {role}", quote(schema)))
+            }
+            (Some(usage), create) => {
+                let wants_create = made_in.contains(schema) && create == Some(false);
+                match (!usage, wants_create) {
+                    (false, false) => continue,
+                    (_, true) => {
+                        let what = format!("role {} may not make tables in schema {schema}", facts.role);
+                        (what, format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role}", quote(schema)))
+                    }
+                    (true, false) => {
+                        let what = format!("role {} may not look into schema {schema}", facts.role);
+                        (what, format!("GRANT USAGE ON SCHEMA {} TO {role}", quote(schema)))
+                    }
+                }
+            }
+        };
+        let why = "init makes the missing tables, types and sequences in it, and changes are applied to tables in it";
+        findings.error("schema_right", what, why, Some(Remedy::sql(Side::Replica, statement)));
+        findings.about(*schema);
+    }
+    if findings.problems() == before {
+        findings.ok("schema_right", format!("{} tables to be made by init, in schemas where the role may", missing().count()));
+    }
+    Ok(())
+}
+
+/// `init` takes second unique keys and foreign keys off for the copy and puts them back: only an owner may.
+fn owner(findings: &mut Findings, table: &TableDefinition, facts: &ServerFacts) {
+    let ([foreign, unique], _) = take_off(table);
+    if foreign.is_empty() && unique.is_empty() {
+        return;
+    }
+    let statement = format!("ALTER TABLE {} OWNER TO {}", quote_table(&table.table), quote(&facts.role));
+    let why = "its second unique keys and foreign keys are taken off while it is copied and put back, which only an owner may; \
+               GRANT the owning role instead if the owner is to stay";
+    findings.error(
+        "table_owner",
+        format!("role {} does not own it", facts.role),
+        why,
+        Some(Remedy::sql(Side::Replica, statement)),
+    );
+    findings.about(table.table.to_string());
+}
+
+/// What `init` refuses, in its own words.
+fn misfit(findings: &mut Findings, source: &TableDefinition, replica: &TableDefinition) {
+    for text in misfits(source, replica) {
+        let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((&text, ""));
+        let remedy = (!statement.is_empty())
+            .then(|| Remedy::sql(Side::Replica, format!("ALTER TABLE {}", statement.trim_end_matches(';'))));
+        findings.error("table_fit", what, "init refuses the table, and a row that does not fit halts the replica", remedy);
+        findings.about(source.table.to_string());
+    }
+}
+
+/// Constraints that the source does not have: it accepts what they refuse.
+fn refusals(findings: &mut Findings, source: &TableDefinition, replica: &TableDefinition) {
+    let name = quote_table(&replica.table);
+    let drop = |constraint: &str| format!("ALTER TABLE {name} DROP CONSTRAINT {}", quote(constraint));
+    let mut found = Vec::new();
+    let checks: BTreeSet<&str> = source.constraints.iter().filter(|k| k.kind == 'c').map(|k| checked(&k.text)).collect();
+    for check in replica.constraints.iter().filter(|k| k.kind == 'c' && !checks.contains(checked(&k.text))) {
+        found.push(("check_constraint", format!("check constraint {}", check.name), drop(&check.name)));
+    }
+    let keys: BTreeSet<String> = unique_keys(source).map(|(_, key, _)| key).collect();
+    for (key_name, key, is_constraint) in unique_keys(replica).filter(|(_, key, _)| !keys.contains(key)) {
+        let index = format!("DROP INDEX {}.{}", quote(&replica.table.schema), quote(key_name));
+        found.push(("unique_key", format!("unique key {key_name} ({key})"), if is_constraint { drop(key_name) } else { index }));
+    }
+    for (check, what, statement) in found {
+        let why = "a row that the source accepts and this refuses halts the replica with replica_constraint";
+        findings.warn(check, format!("{what}, which the source does not have"), why, Some(Remedy::sql(Side::Replica, statement)));
+        findings.about(source.table.to_string());
+    }
+}
+
+fn checked(text: &str) -> &str {
+    text.strip_suffix(" NOT VALID").unwrap_or(text)
+}
+
+/// Names of unique keys and what each covers, written alike for constraints and for indexes; and whether a constraint owns it.
+fn unique_keys(table: &TableDefinition) -> impl Iterator<Item = (&str, String, bool)> {
+    let constraints = table.constraints.iter().filter(|k| matches!(k.kind, 'p' | 'u')).map(|k| {
+        let text = k.text.split(" DEFERRABLE").next().unwrap_or(&k.text);
+        let columns = text.strip_prefix("PRIMARY KEY ").or_else(|| text.strip_prefix("UNIQUE ")).unwrap_or(text);
+        (k.name.as_str(), format!("btree {columns}"), true)
+    });
+    let indexes = table.indexes.iter().filter(|i| i.unique).map(|i| {
+        let columns = i.text.split_once(" USING ").map_or(i.text.as_str(), |(_, columns)| columns);
+        (i.name.as_str(), columns.to_owned(), false)
+    });
+    constraints.chain(indexes)
+}

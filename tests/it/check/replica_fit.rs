@@ -1,0 +1,107 @@
+//! Findings about a replica beside its source: what `init` may not make, and what would refuse the source's rows.
+
+use millstream::config::{ReplicaConfig, SourceConfig};
+use millstream::preflight::check::{Finding, Severity, SourceSide, check_replica, check_source};
+use millstream::preflight::init::{InitOptions, Outcome};
+
+use super::{carry_out, gone, plain_role, problem};
+use crate::copy::Pair;
+use crate::support::postgres::PgDatabase;
+
+async fn findings(source: &SourceConfig, replica: &ReplicaConfig) -> Vec<Finding> {
+    let (found, facts) = check_source(source).await;
+    let side = SourceSide {
+        facts: facts.as_ref(),
+        extensions: found.extensions(),
+        tables: &source.tables,
+        blueprint: found.blueprint(),
+    };
+    check_replica(replica, &side).await.into_list()
+}
+
+fn errors<'f>(findings: &'f [Finding], check: &str) -> Vec<&'f Finding> {
+    findings.iter().filter(|f| f.check == check && f.severity == Severity::Error).collect()
+}
+
+/// On PostgreSQL 15 and later a role makes nothing in `public`; `check` was silent and `init` failed.
+#[tokio::test]
+async fn a_role_that_passes_check_passes_init() {
+    let mut pair = Pair::new().await;
+    pair.source
+        .execute(
+            "CREATE TABLE made (id serial PRIMARY KEY); CREATE SCHEMA other; CREATE TABLE other.there (id int PRIMARY KEY, v text UNIQUE); \
+             CREATE SCHEMA third; CREATE TABLE third.made (id int PRIMARY KEY)",
+        )
+        .await;
+    pair.replica.execute("CREATE SCHEMA other; CREATE TABLE other.there (id int PRIMARY KEY, v text UNIQUE)").await;
+    let poor = plain_role(&pair.replica, &format!("poor_{:08x}", rand::random::<u32>())).await;
+    pair.config.replicas.get_mut("reports").unwrap().connect = poor;
+    let shop = pair.config.sources.values_mut().next().unwrap();
+    shop.tables.push("third.*".into());
+    let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
+
+    mend_all(&look().await, "schema_right", 3, &pair.replica).await;
+    gone(&look().await, "schema_right");
+    mend_all(&look().await, "table_owner", 1, &pair.replica).await;
+    gone(&look().await, "table_owner");
+    mend_all(&look().await, "ledger_right", 1, &pair.replica).await;
+    let left = look().await;
+    assert!(left.iter().all(|f| f.severity != Severity::Error), "{left:#?}");
+    let (outcome, lines) = pair.init_with(InitOptions::default()).await;
+    assert_eq!(outcome.unwrap(), Outcome::Changed, "{lines:#?}");
+    gone(&look().await, "schema_right");
+}
+
+async fn mend_all(all: &[Finding], check: &str, expected: usize, database: &PgDatabase<'_>) {
+    let found = errors(all, check);
+    assert_eq!(found.len(), expected, "{all:#?}");
+    for finding in found {
+        assert!(!finding.why.is_empty(), "{finding:#?}");
+        carry_out(finding.remedy.as_ref().expect("a remedy"), database).await;
+    }
+}
+
+#[tokio::test]
+async fn what_only_the_replica_refuses_is_named() {
+    let pair = Pair::new().await;
+    pair.source
+        .execute(
+            "CREATE TABLE orders (id int PRIMARY KEY, a int, b text, CONSTRAINT positive CHECK (a > 0), CONSTRAINT same UNIQUE (a)); \
+             CREATE TABLE late (id int PRIMARY KEY, n int UNIQUE DEFERRABLE); CREATE TABLE child (id int PRIMARY KEY, late int)",
+        )
+        .await;
+    pair.replica
+        .execute(
+            "CREATE TABLE orders (id int PRIMARY KEY, a int, b text NOT NULL, CONSTRAINT positive CHECK (a > 0), CONSTRAINT mine CHECK (a < 10)); \
+             CREATE UNIQUE INDEX same_by_another_name ON orders (a); CREATE UNIQUE INDEX extra ON orders (lower(b)); \
+             CREATE TABLE late (id int PRIMARY KEY, n int UNIQUE DEFERRABLE); \
+             CREATE TABLE child (id int PRIMARY KEY, late int REFERENCES late (id))",
+        )
+        .await;
+    let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
+    for (check, about, severity) in [
+        ("check_constraint", "constraint mine", Severity::Warning),
+        ("unique_key", "unique key extra", Severity::Warning),
+        ("table_fit", "NOT NULL here only", Severity::Error),
+        ("deferrable_foreign_key", "child_late_fkey", Severity::Warning),
+    ] {
+        let all = look().await;
+        let found = problem(&all, check);
+        assert!(found.what.contains(about) && found.severity == severity && !found.why.is_empty(), "{found:#?}");
+        assert_eq!(all.iter().filter(|f| f.check == check && f.severity != Severity::Ok).count(), 1, "{all:#?}");
+        carry_out(found.remedy.as_ref().expect("a remedy"), &pair.replica).await;
+        gone(&look().await, check);
+    }
+}
+
+#[tokio::test]
+async fn a_column_of_another_tables_row_type_is_found_before_init_refuses_it() {
+    let pair = Pair::new().await;
+    pair.source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, r a)").await;
+    let (found, _) = check_source(pair.shop()).await;
+    let found = problem(&found.into_list(), "types");
+    assert_eq!(found.severity, Severity::Error);
+    let mut shop = pair.shop().clone();
+    shop.tables.push("!public.b".into());
+    gone(&check_source(&shop).await.0.into_list(), "types");
+}
