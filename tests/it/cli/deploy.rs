@@ -5,20 +5,22 @@ use std::process::Command;
 
 use crate::support::daemon::binary;
 use crate::support::files::Folder;
+use crate::support::skip;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A tool that `make deps` installs. Its absence is a failure in CI and a note elsewhere.
+/// A tool that `make deps` installs, in the system or in target/tools. Without it a test is counted as skipped, which `make test` refuses
+/// in CI.
 fn tool(name: &str) -> Option<PathBuf> {
-    let path =
-        ["/usr/bin", "/usr/local/bin", "/bin"].iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists());
-    if path.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "{name} is not installed; run `make deps`");
-        eprintln!("skipped: {name} is not installed; run `make deps`");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/bin".into(), "/usr/local/bin".into(), "/bin".into()]);
+    let found = folders.chain([root().join("target/tools")]).map(|folder| folder.join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        skip(&format!("{name} is not installed; run `make deps`"));
     }
-    path
+    found
 }
 
 #[test]
@@ -47,6 +49,23 @@ fn the_alert_rules_hold() {
     let rules = std::fs::read_to_string(folder.join("alerts.yml")).unwrap();
     for word in rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("millstream_")) {
         assert!(millstream::metrics::ALL.iter().any(|(name, ..)| *name == word), "{word} is no metric");
+    }
+}
+
+/// One that is never seen to fire may never do so; one that is never seen silent may always do so.
+#[test]
+fn every_alert_is_seen_to_fire_and_seen_to_be_silent() {
+    let folder = root().join("deploy/prometheus");
+    let rules = std::fs::read_to_string(folder.join("alerts.yml")).unwrap();
+    let tests = std::fs::read_to_string(folder.join("alerts_test.yml")).unwrap();
+    let cases: Vec<&str> = tests.split("- eval_time:").skip(1).collect();
+    let names: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(names.len() >= 9, "{names:?}");
+    for name in names {
+        let of_it = cases.iter().filter(|case| case.lines().any(|line| line.trim() == format!("alertname: {name}")));
+        let (firing, silent): (Vec<&&str>, Vec<&&str>) = of_it.partition(|case| case.contains("exp_labels"));
+        assert!(!firing.is_empty(), "{name} is never expected to fire in alerts_test.yml");
+        assert!(!silent.is_empty(), "{name} is never expected to be silent in alerts_test.yml");
     }
 }
 
