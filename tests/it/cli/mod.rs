@@ -6,6 +6,7 @@ mod deploy;
 mod http;
 mod pair;
 mod status;
+mod systemd;
 mod tail;
 
 /// A configuration whose servers do not exist. `{folder}` and `{http}` are the site's.
