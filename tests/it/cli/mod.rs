@@ -6,6 +6,7 @@ mod deploy;
 mod http;
 mod pair;
 mod status;
+mod supply;
 mod systemd;
 mod tail;
 
