@@ -92,3 +92,69 @@ fn installing_into_a_folder_gives_everything_and_twice_changes_nothing() {
         assert!(folder.path().join(path).exists(), "{path}");
     }
 }
+
+/// No parser of YAML is worth a dependency here: what is looked at stands on lines of its own.
+#[test]
+fn the_compose_file_names_what_is_there_and_opens_ports_to_this_machine_only() {
+    let text = std::fs::read_to_string(root().join("docker-compose.yml")).unwrap();
+    let lines: Vec<&str> = text.lines().map(|line| line.split(" #").next().unwrap().trim_end()).collect();
+    assert!(
+        lines.iter().all(|line| !line.contains('\t') && (line.len() - line.trim_start().len()).is_multiple_of(2)),
+        "indented"
+    );
+    let services: Vec<&str> = lines
+        .iter()
+        .skip_while(|line| **line != "services:")
+        .skip(1)
+        .take_while(|line| line.is_empty() || line.starts_with(' '))
+        .filter_map(|line| line.strip_prefix("  ")?.strip_suffix(':'))
+        .filter(|name| !name.starts_with([' ', '#']))
+        .collect();
+    assert_eq!(services, ["source", "replica", "kafka", "init", "millstream", "prometheus"]);
+
+    let mut mounted = 0;
+    for path in lines.iter().filter_map(|line| line.trim().strip_prefix("- ./")).filter_map(|rest| rest.split(':').next()) {
+        assert!(root().join(path).is_file(), "{path} is mounted and not there: Docker would make a folder of it");
+        mounted += 1;
+    }
+    assert!(mounted >= 6, "{mounted} files are mounted");
+    let built = text.split("dockerfile: ").nth(1).unwrap().split([' ', '}', '\n']).next().unwrap();
+    assert!(root().join(built).is_file(), "{built}");
+
+    let mut images = 0;
+    for image in lines.iter().filter_map(|line| line.trim().strip_prefix("image: ")).filter(|image| *image != "millstream") {
+        let (name, tag) = image.split_once(':').unwrap_or_else(|| panic!("{image} has no version"));
+        assert!(tag.contains(|c: char| c.is_ascii_digit()), "{image} floats");
+        if name == "postgres" {
+            let major = tag.split('.').next().unwrap().parse().unwrap();
+            assert!(millstream::preflight::check::TESTED_MAJORS.contains(&major), "`millstream check` would warn of {image}");
+        }
+        images += 1;
+    }
+    assert!(images >= 4, "{images} images");
+    for ports in lines.iter().filter_map(|line| line.trim().strip_prefix("ports: ")) {
+        for port in ports.trim_matches(['[', ']']).split(", ") {
+            assert!(port.starts_with("\"127.0.0.1:"), "{port} is open to the network, with the playground's passwords");
+        }
+    }
+    for wanted in lines.iter().map(|line| line.trim()).filter(|line| line.contains("{ condition: ")) {
+        let name = wanted.split(':').next().unwrap();
+        assert!(services.contains(&name), "{wanted}: there is no such service");
+    }
+    // The volumes used are declared.
+    let declared: Vec<&str> =
+        text.rsplit("\nvolumes:\n").next().unwrap().lines().map(|line| line.trim().trim_end_matches(':')).collect();
+    for used in text.split(['"', ' ']).filter_map(|word| word.split_once("-data:/")).map(|(name, _)| format!("{name}-data")) {
+        assert!(declared.contains(&used.as_str()), "volume {used} is not declared: {declared:?}");
+    }
+    // The daemon's configuration in it is one that the program takes.
+    let configuration = root().join("deploy/compose/millstream.toml");
+    let secrets = lines.iter().filter_map(|line| line.trim().strip_prefix("MILLSTREAM__")?.split_once(": "));
+    let mut command = Command::new(binary());
+    command.args(["teardown", "-c"]).arg(&configuration);
+    command.envs(secrets.map(|(name, value)| (format!("MILLSTREAM__{name}"), value.to_owned())));
+    // It asks before it does anything, and reads the configuration before it asks.
+    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("source shop") && said.contains("say --yes"), "{:?}: {said}", output.status.code());
+}
