@@ -20,11 +20,13 @@ demo: ## two throw-away servers, a live workload, the daemon killed again and ag
 test: ## format, lints, unit, property, conformance, integration and crash tests
 	@tests/tools/test
 
-soak: ## random kills for SOAK_SECONDS=600 (SOAK_SEED replays a run)
+# Storms first, then kills at every named place. QUEUE reaches the tests only when it was asked for: every third storm goes over Kafka otherwise.
+soak: ## random kills for SOAK_SECONDS=600 (SOAK_SEED replays a run, QUEUE=kafka or embedded keeps to one queue)
 	@tests/tools/install-deps kafka
+	@tests/tools/install-kafka
 	@cargo test --locked --features failpoints --test it --no-run
 	SOAK_SECONDS=$(SOAK_SECONDS) cargo test --locked --features failpoints --test it -- --nocapture --test-threads 1 soak::
-	cargo test --locked --features failpoints --test it -- --ignored --test-threads 1 crash::
+	cargo test --locked --features failpoints --test it -- --nocapture --test-threads 1 crash::failpoints:: crash::commands::
 
 fuzz: ## every fuzz target for FUZZ_SECONDS=30 each
 	@tests/tools/install-deps

@@ -9,7 +9,7 @@ use super::init::tell;
 use super::output::{complain, print_line};
 use crate::config::Config;
 use crate::daemon::open_queue;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::preflight::init::Outcome;
 use crate::preflight::teardown::{TeardownOptions, describe, teardown};
 
@@ -41,9 +41,16 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     super::init::as_the_daemons_user(&config)?;
     let options = TeardownOptions { source: arguments.source, replica: arguments.replica, consumer: arguments.consumer };
     let lines = describe(&config, &options)?;
-    if !arguments.yes && !confirmed(&lines)? {
-        print_line("Nothing was changed.")?;
-        return Ok(Exit::Bad);
+    if !arguments.yes {
+        announce(&lines);
+        if !io::stdin().is_terminal() {
+            complain("millstream: nobody is there to be asked; say --yes");
+            return Ok(Exit::Usage);
+        }
+        if !confirmed()? {
+            print_line("Nothing was changed.")?;
+            return Ok(Exit::Bad);
+        }
     }
     let queue = open_queue(&config.queue)?;
     let mut printed = Ok(());
@@ -64,12 +71,12 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     })
 }
 
-fn confirmed(lines: &[String]) -> Result<bool> {
+fn announce(lines: &[String]) {
     complain("This takes away for good:");
     lines.iter().for_each(|line| complain(&format!("  {line}")));
-    if !io::stdin().is_terminal() {
-        return Err(Error::new(ErrorKind::Config, "nobody is there to be asked; say --yes"));
-    }
+}
+
+fn confirmed() -> Result<bool> {
     complain("Type yes to go on:");
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

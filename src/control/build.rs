@@ -241,3 +241,64 @@ fn copying(progress: &CopyProgress) -> Option<Copy> {
         eta_seconds: progress.eta_seconds,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_LAG: Duration = Duration::from_secs(30);
+
+    /// A pair as it should be.
+    fn well() -> Status {
+        let source = Source { state: "streaming".to_owned(), ..Source::default() };
+        let replica = Replica { state: "live".to_owned(), lag_seconds: Some(0.2), ..Replica::default() };
+        let mut status = Status::default();
+        status.sources.insert("shop".to_owned(), source);
+        status.replicas.insert("reports".to_owned(), replica);
+        status
+    }
+
+    /// The reasons of a pair in which something was changed.
+    fn with(change: impl FnOnce(&mut Status, &mut Source, &mut Replica)) -> Vec<String> {
+        let mut status = well();
+        let (mut source, mut replica) = (status.sources["shop"].clone(), status.replicas["reports"].clone());
+        change(&mut status, &mut source, &mut replica);
+        status.sources.insert("shop".to_owned(), source);
+        status.replicas.insert("reports".to_owned(), replica);
+        reasons(&status, MAX_LAG)
+    }
+
+    #[test]
+    fn a_replica_that_is_too_late_turns_readyz_red_and_one_at_the_limit_does_not() {
+        assert!(reasons(&well(), MAX_LAG).is_empty());
+        assert!(with(|_, _, replica| replica.lag_seconds = Some(30.0)).is_empty());
+        let late = with(|_, _, replica| replica.lag_seconds = Some(30.1));
+        assert_eq!(late, ["replica reports is 30.1 s behind (ready_max_lag is 30.0 s)"]);
+    }
+
+    #[test]
+    fn whatever_is_halted_copying_or_silent_turns_readyz_red() {
+        let nothing = with(|_, _, replica| replica.lag_seconds = None);
+        assert_eq!(nothing, ["replica reports has not applied anything yet"]);
+        assert_eq!(with(|_, _, replica| replica.state = "copying".to_owned()), ["replica reports is copying"]);
+        assert_eq!(with(|_, source, _| source.state = "taking_over".to_owned()), ["source shop is taking over"]);
+        let halted = with(|_, source, replica| {
+            (source.state, source.halt) = ("halted".to_owned(), Some(halt(HaltCode::QueueLost)));
+            (replica.state, replica.halt) = ("halted".to_owned(), Some(halt(HaltCode::ReplicaConflict)));
+        });
+        assert_eq!(halted, ["source shop is halted: queue_lost", "replica reports is halted: replica_conflict"]);
+        let over = with(|_, source, _| source.retained.exceeded = true);
+        assert_eq!(over, ["source shop retains more WAL than retain_max_bytes"]);
+        let waiting = with(|status, _, _| status.daemon.waiting_for = Some("process 7".to_owned()));
+        assert_eq!(waiting, ["waiting for process 7"]);
+    }
+
+    #[test]
+    fn what_another_daemon_does_is_not_this_ones_to_judge() {
+        let elsewhere = with(|_, source, replica| {
+            (source.state, replica.state) = ("elsewhere".to_owned(), "elsewhere".to_owned());
+            replica.lag_seconds = None;
+        });
+        assert!(elsewhere.is_empty(), "{elsewhere:?}");
+    }
+}

@@ -1,6 +1,7 @@
 //! `check`: every finding is provoked on a real server, its remedy is carried out as printed, and the finding vanishes.
 
 mod queue;
+mod registry;
 mod replica;
 mod replica_fit;
 mod source;

@@ -21,7 +21,9 @@ fn a_missing_folder_a_small_disk_and_the_table_that_shows_them() {
     let small = look("not-here", u64::MAX);
     let remedy = problem(&small, "disk_room").remedy.expect("a remedy");
     assert!(remedy.steps[0].starts_with("queue.max_bytes = \""), "{remedy:?}");
-    gone(&look("not-here", 1), "disk_room");
+    // As printed, without the unit's help.
+    let printed = remedy.steps[0].trim_start_matches("queue.max_bytes = \"").trim_end_matches("MiB\"");
+    gone(&look("not-here", printed.parse::<u64>().expect("MiB") << 20), "disk_room");
     let text = table(&millstream::preflight::check::Report { version: 1, findings: small });
     assert!(text.contains("to think about"), "{text}");
     let long =
@@ -49,4 +51,19 @@ async fn where_transactions_spill() {
     let fine = look(folder.path().join("spill"), 1);
     gone(&fine, "spill_room");
     gone(&fine, "spill_dir");
+}
+
+#[test]
+fn a_folder_in_memory_is_warned_of() {
+    use std::path::Path;
+    if !Path::new("/dev/shm").is_dir() {
+        return crate::support::skip("a folder in memory: there is no /dev/shm");
+    }
+    let look = |folder: &Path| {
+        let queue = QueueConfig { kind: QueueKind::Embedded { folder: folder.to_owned() }, max_bytes: 1 };
+        check_embedded(&queue).expect("embedded").into_list()
+    };
+    assert_eq!(problem(&look(Path::new("/dev/shm/not-here")), "file_system").severity, Severity::Warning);
+    // The remedy: a folder on a disk, as the repository is on.
+    gone(&look(Path::new(env!("CARGO_MANIFEST_DIR"))), "file_system");
 }

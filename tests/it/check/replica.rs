@@ -1,9 +1,9 @@
 //! Findings about a replica.
 
-use millstream::config::ReplicaConfig;
-use millstream::preflight::check::{Finding, Severity, SourceSide, check_replica};
+use millstream::config::{PgConnect, ReplicaConfig};
+use millstream::preflight::check::{Finding, Severity, SourceSide, check_replica, check_source};
 
-use super::{carry_out, gone, plain_role, problem, replica_config, server};
+use super::{carry_out, gone, plain_role, problem, replica_config, server, source_config};
 use crate::support::postgres::{self, PgDatabase};
 
 async fn findings(replica: &ReplicaConfig) -> Vec<Finding> {
@@ -83,4 +83,46 @@ async fn a_read_only_database_and_a_missing_extension() {
     let fresh = db.server.database(&db.name);
     carry_out(found.remedy.as_ref().expect("a remedy"), &fresh).await;
     gone(&look().await, "extension");
+}
+
+#[tokio::test]
+async fn the_same_database_twice_and_an_encoding_that_lacks_characters() {
+    let server = postgres::shared_replica().await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let (_, facts) = check_source(&source_config(db.connect())).await;
+    let facts = facts.expect("the source's facts");
+    assert_eq!(facts.encoding, "UTF8");
+    let tables = ["public.*".to_owned()];
+    let side = SourceSide { facts: Some(&facts), extensions: &[], tables: &tables, blueprint: None };
+    let look = async |connect| check_replica(&replica_config(connect), &side).await.into_list();
+    assert_eq!(problem(&look(db.connect()).await, "same_database").severity, Severity::Error);
+
+    // The remedy is another database's name; a database that does not fit has a remedy of its own.
+    let name = format!("{}_latin", db.name);
+    let admin = server.database("postgres");
+    admin.execute(&format!("CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")).await;
+    let latin = PgConnect { database: name.clone(), ..db.connect() };
+    let found = look(latin.clone()).await;
+    gone(&found, "same_database");
+    let remedy = problem(&found, "encoding").remedy.expect("a remedy");
+    admin.execute(&format!("DROP DATABASE {name}")).await;
+    admin.execute(&remedy.steps[0]).await;
+    gone(&look(latin).await, "encoding");
+}
+
+#[tokio::test]
+async fn a_foreign_key_that_is_checked_until_the_role_may_switch_it_off() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent)")
+        .await;
+    let replica = replica_config(plain_role(&db, "poor").await);
+    db.execute("GRANT ALL ON parent, child TO poor").await;
+    let found = findings(&replica).await;
+    assert_eq!(problem(&found, "foreign_key").object.as_deref(), Some("public.child"));
+    // Its remedy names the other finding's.
+    let other = problem(&found, "session_replication_role").remedy.expect("a remedy");
+    carry_out(&other, &db).await;
+    gone(&findings(&replica).await, "foreign_key");
 }

@@ -157,3 +157,132 @@ async fn long_transactions_are_named_with_what_ends_them() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn wal_senders_that_are_all_busy() {
+    let server = server(&[("max_wal_senders", "1")]).await;
+    let db = server.new_database().await;
+    let source = source_config(db.connect());
+    let somebody = millstream::postgres::PgClient::connect(
+        &db.connect(),
+        millstream::postgres::Mode::Replication,
+        millstream::postgres::sql::Side::Source,
+    )
+    .await
+    .expect("the only walsender");
+    // The remedy ends with a restart, which ends that one too: it is a larger number that is asked for afterwards.
+    let found = mends(&source, &db, "wal_senders").await;
+    assert_eq!(found.severity, Severity::Error);
+    assert_eq!(server.database("postgres").value("SHOW max_wal_senders").await, "5");
+    drop(somebody);
+}
+
+#[tokio::test]
+async fn a_table_without_a_key_is_given_one_as_printed() {
+    let db = postgres::shared().await.new_database().await;
+    db.execute("CREATE TABLE heap (a int, b int); ALTER TABLE heap REPLICA IDENTITY FULL").await;
+    let source = source_config(db.connect());
+    let found = problem(&findings(&source).await, "no_key");
+    // Which columns are the key is for a person to know.
+    let statement = found.remedy.expect("a remedy").steps[0].replace("(…)", "(a, b)");
+    db.execute(statement.split_once(": ").expect("a statement").1).await;
+    gone(&findings(&source).await, "no_key");
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_a_standby_and_an_encoding_that_is_none() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let wrong = PgConnect { database: "no_such".into(), ..db.connect() };
+    let found = problem(&findings(&source_config(wrong)).await, "connect");
+    assert!(found.what.contains("no_such") && found.severity == Severity::Error, "{found:?}");
+    // The remedy: another name in the url.
+    gone(&findings(&source_config(db.connect())).await, "connect");
+
+    server.database("postgres").execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'").await;
+    let ascii = PgConnect { database: "ascii".into(), ..db.connect() };
+    assert_eq!(problem(&findings(&source_config(ascii)).await, "encoding").severity, Severity::Warning);
+    gone(&findings(&source_config(db.connect())).await, "encoding");
+
+    std::fs::write(server.data().join("standby.signal"), "").expect("standby.signal");
+    server.stop().await;
+    server.restart().await;
+    let found = problem(&findings(&source_config(db.connect())).await, "primary");
+    assert_eq!(found.severity, Severity::Error);
+    // The remedy: a url that names a primary; here the server becomes one.
+    server.database("postgres").value("SELECT pg_promote()::text").await;
+    gone(&findings(&source_config(db.connect())).await, "primary");
+}
+
+#[tokio::test]
+async fn connections_that_are_all_taken() {
+    let server = server(&[("max_connections", "5"), ("superuser_reserved_connections", "0"), ("max_wal_senders", "2")]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let source = source_config(db.connect());
+    let mut taken = Vec::new();
+    while let Ok(connection) = crate::support::sql::connect(&server.options(&db.name)).await {
+        taken.push(connection);
+    }
+    let found = problem(&findings(&source).await, "connect");
+    assert_eq!(found.severity, Severity::Error);
+    let remedy = found.remedy.expect("a remedy");
+    assert!(remedy.restart);
+    // Whoever carries it out has a session already.
+    crate::support::sql::query(taken.last_mut().expect("a session"), &remedy.steps[0]).await.expect("the statement");
+    drop(taken);
+    server.stop().await;
+    server.restart().await;
+    gone(&findings(&source).await, "connect");
+}
+
+#[tokio::test]
+async fn a_pooler_that_stands_between() {
+    let db = postgres::shared().await.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let source = source_config(PgConnect { host: PgHost::Tcp("127.0.0.1".into()), ..db.connect() });
+    gone(&findings(&source).await, "pooler");
+    let pooler = Pooler::start(db.server.port()).await;
+    let pooled = source_config(PgConnect { port: pooler.0, host: PgHost::Tcp("127.0.0.1".into()), ..db.connect() });
+    assert_eq!(problem(&findings(&pooled).await, "pooler").severity, Severity::Error);
+    // The remedy: the server's own address.
+    gone(&findings(&source).await, "pooler");
+}
+
+/// Like a pooler, it answers with a backend key of its own.
+struct Pooler(u16);
+
+impl Pooler {
+    async fn start(server: u16) -> Self {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let Ok(mut backend) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else { return };
+                tokio::spawn(async move {
+                    let (mut from_client, mut to_client) = client.split();
+                    let (mut from_backend, mut to_backend) = backend.split();
+                    let answers = async {
+                        let mut piece = vec![0; 16 << 10];
+                        loop {
+                            let length = from_backend.read(&mut piece).await?;
+                            if length == 0 {
+                                return std::io::Result::Ok(());
+                            }
+                            // BackendKeyData: 'K', length 12, process id, key (PostgreSQL documentation, "Message Formats").
+                            let key = piece[..length].windows(5).position(|window| window == b"K\0\0\0\x0c");
+                            if let Some(at) = key.filter(|at| at + 9 <= length) {
+                                piece[at + 5..at + 9].copy_from_slice(&77_i32.to_be_bytes());
+                            }
+                            to_client.write_all(&piece[..length]).await?;
+                        }
+                    };
+                    drop(tokio::join!(tokio::io::copy(&mut from_client, &mut to_backend), answers));
+                });
+            }
+        });
+        Self(port)
+    }
+}

@@ -7,6 +7,8 @@ mod given_up;
 mod http;
 mod pair;
 mod status;
+mod supply;
+mod systemd;
 mod tail;
 
 /// A configuration whose servers do not exist. `{folder}` and `{http}` are the site's.

@@ -196,3 +196,63 @@ async fn a_key_that_moves_without_its_wide_value_is_read_again() {
     assert!(site.all_logs().contains("are read again"), "{}", site.all_logs());
     daemon.terminate().await;
 }
+
+/// Chunks whose rows lie behind a commit of the replica: table, number, snapshot that they were read in, when.
+const LOADED: &str =
+    "SELECT table_name, chunk, snapshot, loaded_at FROM millstream.copy_chunk WHERE state = 'loaded' ORDER BY 1, 2";
+
+/// What passes the limit is counted in pieces of 128 KiB, and a chunk's last piece, if smaller, is not counted: chunks here are whole pieces.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_keeps_to_its_rate_tells_how_far_it_is_and_starts_no_finished_chunk_again() {
+    const LIMIT: f64 = (2 << 20) as f64;
+    let (source, replica) = databases().await;
+    source.execute("CREATE TABLE a (id int PRIMARY KEY, wide text); ALTER TABLE a ALTER wide SET STORAGE EXTERNAL").await;
+    // 16 KiB a row, 8 rows a piece, 40 rows a chunk: 640 KiB a chunk, 12.5 MiB in all.
+    source.execute("INSERT INTO a SELECT n, repeat(md5(n::text), 512) FROM generate_series(1, 800) n; ANALYZE a").await;
+    let site = site(&source, &replica, "copy_max_bytes_per_second = \"2MiB\"");
+    site.must(&["init"]).await;
+    let daemon = site.start();
+
+    let mut seen: Vec<(std::time::Instant, f64, f64)> = Vec::new();
+    let mut told_eta = false;
+    until("half of it to be loaded", COPIED, async || {
+        let status = site.status().await.unwrap_or_default();
+        let copy = &status["replicas"]["reports"]["copy"];
+        if copy["phase"] != "loading" {
+            return false;
+        }
+        let (rows, bytes) = (copy["rows"].as_f64().expect("rows"), copy["bytes"].as_f64().expect("bytes"));
+        if let Some((_, rows_before, bytes_before)) = seen.last() {
+            assert!(rows >= *rows_before && bytes >= *bytes_before, "{copy}");
+        }
+        assert_eq!((&copy["tables"], &copy["rows_estimated"]), (&1.into(), &800.into()), "{copy}");
+        told_eta |= copy["eta_seconds"].as_f64().is_some_and(|left| left > 0.0 && left < 60.0);
+        seen.push((std::time::Instant::now(), rows, bytes));
+        rows >= 400.0
+    })
+    .await;
+    assert!(told_eta, "no time that is left was told");
+    // Between two looks at it, so that starting does not count; four loaders may each have a piece on its way.
+    let ((began, _, from), (ended, rows, to)) = (seen[0], seen[seen.len() - 1]);
+    let (bytes, seconds) = (to - from, (ended - began).as_secs_f64());
+    assert!(rows < 800.0 && bytes > (2 << 20) as f64, "not looked at while it was copied: {seen:?}");
+    let most = LIMIT * seconds + (5 * (128 << 10)) as f64;
+    assert!(bytes < most, "{bytes} bytes in {seconds:.2} s, limit {LIMIT} bytes/s");
+
+    daemon.kill();
+    let before = replica.query(LOADED).await.expect("chunks");
+    assert!(!before.is_empty(), "no chunk is loaded");
+    let daemon = site.start();
+    let more = async || replica.query(LOADED).await.is_ok_and(|now| now.len() > before.len());
+    until("another chunk to be loaded", COPIED, more).await;
+    let after = replica.query(LOADED).await.expect("chunks");
+    for chunk in &before {
+        assert!(after.contains(chunk), "{chunk:?} was loaded again: {after:?}");
+    }
+    assert!(!site.all_logs().contains("first copy starts again"), "{}", site.all_logs());
+    daemon.kill();
+    site.configure(&std::fs::read_to_string(site.configuration()).unwrap().replace("\"2MiB\"", "\"1GiB\""));
+    let daemon = site.start();
+    compare::equal(&source, &replica, COPIED).await;
+    daemon.terminate().await;
+}

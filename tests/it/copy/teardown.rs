@@ -79,7 +79,7 @@ async fn it_asks_and_it_ends_the_walsender_of_a_daemon_that_was_killed() {
     compare::equal(&source, &replica, Duration::from_secs(60)).await;
     daemon.kill();
     let asked = site.run(&["teardown"]).await;
-    assert!(asked.code != Some(0) && asked.stderr.contains("--yes"), "{asked:?}");
+    assert!(asked.code == Some(2) && asked.stderr.contains("--yes"), "{asked:?}");
     site.must(&["teardown", "--yes"]).await;
     let left = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}'", source.name);
     assert_eq!(source.value(&left).await, "0");

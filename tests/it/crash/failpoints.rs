@@ -1,6 +1,7 @@
-//! Every named place in the code where a test can kill the process: each is killed at, under load, and the pair is equal afterwards.
+//! Every named place in the code where a test can kill the process: each is killed at, and the pair is equal afterwards. Those of the
+//! daemon here, under load, over either queue; those of `init` and `teardown` in [`super::commands`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -11,10 +12,32 @@ use rand::rngs::StdRng;
 
 use super::storm::seed;
 use super::{CATCH_UP, Pair, Servers};
+use crate::support::kafka;
 use crate::support::workload::Plan;
 
-/// Reached only by commands or by other queues; their own tests kill there.
-const ELSEWHERE: &[&str] = &["kafka.", "init.", "teardown."];
+/// Who kills at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Killed {
+    /// The daemon over the embedded queue.
+    Pair,
+    /// The daemon over Kafka.
+    Kafka,
+    /// `millstream init`.
+    Init,
+    /// `millstream teardown`.
+    Teardown,
+}
+
+/// By the file that names it: every file with such a place must be in exactly one of these.
+const PLACES: &[(&str, Killed)] = &[
+    ("apply/", Killed::Pair),
+    ("capture/", Killed::Pair),
+    ("replica/", Killed::Pair),
+    ("queue/embedded/", Killed::Pair),
+    ("queue/kafka/", Killed::Kafka),
+    ("preflight/init/", Killed::Init),
+    ("preflight/teardown.rs", Killed::Teardown),
+];
 /// Passed many times a second: killed at somewhere on the way, the others at their first time.
 const BUSY: &[&str] = &[
     "apply.before_commit",
@@ -29,7 +52,7 @@ const BUSY: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_at_every_named_place_loses_and_doubles_nothing() {
-    let names = names();
+    let names = places(Killed::Pair);
     assert!(names.len() >= 5, "{names:?}");
     let mut random = StdRng::seed_from_u64(seed());
     let servers = Servers::start().await;
@@ -74,23 +97,78 @@ async fn die_at(pair: &Pair<'_>, name: &str, times_passed: u64) {
     );
 }
 
+/// Kafka's writer passes each place once a record: killed at the first, and on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_kafka_a_kill_at_every_named_place_of_the_queue_loses_and_doubles_nothing() {
+    let names = places(Killed::Kafka);
+    assert!(names.len() >= 2, "{names:?}");
+    let mut random = StdRng::seed_from_u64(seed());
+    let (servers, kafka) = tokio::join!(Servers::start(), kafka::shared());
+    let pair = Pair::over_kafka(&servers, kafka).await;
+    let workload = pair.load(&Plan::default());
+    let daemon = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    let reader = pair.reader();
+    daemon.kill();
+    for name in &names {
+        for passed in [0, random.random_range(1..60)] {
+            die_at(&pair, name, passed).await;
+        }
+    }
+    let daemon = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    pair.verdict(workload, &reader).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+}
+
+#[test]
+fn every_named_place_is_on_one_list_and_no_list_names_what_is_not_there() {
+    let found = collected();
+    assert!(found.len() >= 10, "{found:?}");
+    for (file, names) in &found {
+        let lists: Vec<Killed> = PLACES.iter().filter(|(prefix, _)| file.starts_with(prefix)).map(|(_, by)| *by).collect();
+        assert_eq!(lists.len(), 1, "{names:?} of {file}: a test must kill there; lists: {lists:?}");
+    }
+    for (prefix, by) in PLACES {
+        assert!(found.keys().any(|file| file.starts_with(prefix)), "{by:?}: nothing is named under {prefix}");
+    }
+    let running = places(Killed::Pair);
+    for name in BUSY {
+        assert!(running.contains(*name), "{name} is no place");
+    }
+}
+
 /// From the sources themselves, so that none is forgotten.
-fn names() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
-    found.retain(|name| !ELSEWHERE.iter().any(|prefix| name.starts_with(prefix)));
+pub fn places(by: Killed) -> BTreeSet<String> {
+    let list = |file: &str| PLACES.iter().any(|(prefix, killed)| *killed == by && file.starts_with(prefix));
+    collected().into_iter().filter(|(file, _)| list(file)).flat_map(|(_, names)| names).collect()
+}
+
+/// Names by file, below `src`.
+fn collected() -> BTreeMap<String, Vec<String>> {
+    let mut found = BTreeMap::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    collect(&root, &root, &mut found);
     found
 }
 
-fn collect(folder: &Path, found: &mut BTreeSet<String>) {
+fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<String>>) {
     for entry in fs::read_dir(folder).expect("src").flatten() {
         let path = entry.path();
         if path.is_dir() {
-            collect(&path, found);
+            collect(root, &path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).expect("a source file");
-            let hits = text.split("failpoint::hit(\"").skip(1).filter_map(|rest| rest.split('"').next());
-            found.extend(hits.map(str::to_owned));
+            let file = path.strip_prefix(root).expect("below src").display().to_string();
+            let names: Vec<String> =
+                text.split("failpoint::hit(\"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect();
+            let calls = text.matches("failpoint::hit").count() + text.matches("fail_point!").count();
+            if file != "failpoint.rs" {
+                assert_eq!(calls, names.len(), "{file} passes a place whose name cannot be read here");
+            }
+            if !names.is_empty() {
+                found.insert(file, names);
+            }
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Every test ends alike: the writers stop, what was broken is mended, both sides become equal by plain SQL, the reader of the
 //! replica saw only prefixes, and no daemon panicked.
 
+#[cfg(feature = "failpoints")]
+mod commands;
 mod disk;
 #[cfg(feature = "failpoints")]
 mod failpoints;
@@ -18,6 +20,7 @@ use rand::Rng;
 
 use crate::support::compare::{self, Compared};
 use crate::support::daemon::{Site, pair_configuration};
+use crate::support::kafka::Kafka;
 use crate::support::postgres::{Builder, PgDatabase, PgServer};
 use crate::support::prefix::PrefixReader;
 use crate::support::proxy::Proxy;
@@ -67,8 +70,22 @@ impl<'s> Pair<'s> {
         Self::with(servers, true, &[]).await
     }
 
+    /// Through a broker, under a topic prefix of its own.
+    async fn over_kafka(servers: &'s Servers, kafka: &Kafka) -> Self {
+        let queue = format!("kafka://{}", kafka.brokers());
+        let spill = ("[source.shop]", "spill_dir = \"{folder}/spill\"");
+        let limit = ("[queue]", "max_bytes = \"1GiB\"");
+        let section = format!("[queue.kafka]\ntopic_prefix = \"{}\"\nreplication_factor = 1\n", kafka.prefix("crash"));
+        Self::over(servers, false, &queue, &[spill, limit, ("", &section)]).await
+    }
+
     /// With more lines of configuration, each in its section.
     async fn with(servers: &'s Servers, proxied: bool, more: &[(&str, &str)]) -> Self {
+        Self::over(servers, proxied, "embedded:{folder}/queue", more).await
+    }
+
+    /// A line without a section goes to the end.
+    async fn over(servers: &'s Servers, proxied: bool, queue: &str, more: &[(&str, &str)]) -> Self {
         let source = servers.source.new_database().await;
         let replica = servers.replica.new_database().await;
         source.execute(SCHEMA).await;
@@ -80,8 +97,12 @@ impl<'s> Pair<'s> {
         } else {
             (source.url(), replica.url())
         };
-        let mut configuration = pair_configuration(&source_url, &replica_url, "embedded:{folder}/queue");
+        let mut configuration = pair_configuration(&source_url, &replica_url, queue);
         for (section, line) in more {
+            if section.is_empty() {
+                configuration = format!("{configuration}\n{line}");
+                continue;
+            }
             configuration = configuration.replacen(&format!("{section}\n"), &format!("{section}\n{line}\n"), 1);
         }
         let site = Site::new(&configuration);

@@ -64,7 +64,7 @@ async fn a_full_queue_stops_capture_and_drops_nothing() {
     drop(daemon);
 }
 
-/// FAULTS 17: one transaction that is far larger than memory may be.
+/// FAULTS 17: one transaction that is far larger than memory may be. 600,000 rows here, for the time that it takes; `make bench` has 5 million.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_huge_transaction_passes_in_bounded_memory() {
     let servers = Servers::start().await;

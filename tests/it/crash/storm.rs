@@ -1,4 +1,5 @@
-//! Random SIGKILLs of the daemon, the source server and the replica server under load. Everything random follows from one seed.
+//! Random SIGKILLs of the daemon, the source server, the replica server and the broker under load. Everything random follows from one
+//! seed, also over which queue a round of the soak runs.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{CATCH_UP, Pair, Servers};
 use crate::support::daemon::Daemon;
+use crate::support::kafka::Kafka;
 use crate::support::workload::Plan;
 
 /// When a storm is over.
@@ -24,19 +26,21 @@ pub struct Blows {
     pub source_crashes: u64,
     pub replica_crashes: u64,
     pub backend_kills: u64,
+    pub broker_kills: u64,
+    pub broker_pauses: u64,
     pub clean_stops: u64,
 }
 
 impl Blows {
     pub fn kills(&self) -> u64 {
-        self.daemon_kills + self.source_crashes + self.replica_crashes + self.backend_kills
+        self.daemon_kills + self.source_crashes + self.replica_crashes + self.backend_kills + self.broker_kills
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pair_survives_kills_of_the_daemon_and_of_both_servers() {
     let seed = seed();
-    let blows = storm(seed, Until::Kills(30)).await;
+    let blows = storm(seed, Until::Kills(30), Over::Embedded).await;
     assert!(blows.daemon_kills > 5, "{blows:?}");
 }
 
@@ -48,11 +52,35 @@ pub fn seed() -> u64 {
     seed
 }
 
+/// The queue between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Embedded,
+    Kafka,
+}
+
+impl Over {
+    /// `QUEUE` asks for one; otherwise every third seed goes over Kafka.
+    pub fn of(seed: u64) -> Self {
+        match std::env::var("QUEUE").as_deref() {
+            Ok("kafka") => Self::Kafka,
+            Ok("embedded") => Self::Embedded,
+            Ok(other) => panic!("QUEUE is kafka or embedded, not '{other}'"),
+            Err(_) if seed.is_multiple_of(3) => Self::Kafka,
+            Err(_) => Self::Embedded,
+        }
+    }
+}
+
 /// One storm on servers of its own.
-pub async fn storm(seed: u64, until: Until) -> Blows {
+pub async fn storm(seed: u64, until: Until, over: Over) -> Blows {
     let mut random = StdRng::seed_from_u64(seed);
     let servers = Servers::start().await;
-    let pair = Pair::new(&servers).await;
+    let kafka = if over == Over::Kafka { Some(Kafka::builder().start().await) } else { None };
+    let pair = match &kafka {
+        Some(kafka) => Pair::over_kafka(&servers, kafka).await,
+        None => Pair::new(&servers).await,
+    };
     let plan = Plan { seed, large_rows: random.random_range(1_000..30_000), ..Plan::default() };
     let workload = pair.load(&plan);
     let first = pair.site.start();
@@ -62,15 +90,18 @@ pub async fn storm(seed: u64, until: Until) -> Blows {
     let began = Instant::now();
     let mut blows = Blows::default();
     let mut daemon = Some(first);
-    let over = |blows: &Blows| match until {
+    let ended = |blows: &Blows| match until {
         Until::Kills(kills) => blows.kills() >= kills,
         Until::Elapsed(time) => began.elapsed() >= time,
     };
-    while !over(&blows) {
+    while !ended(&blows) {
         // Often in the middle of a start, now and then after a quiet while.
         let calm = if random.random_ratio(1, 4) { 1500 } else { 400 };
         tokio::time::sleep(Duration::from_millis(random.random_range(5..calm))).await;
-        daemon = Some(blow(&mut random, &pair, daemon.expect("a daemon"), &mut blows).await);
+        match &kafka {
+            Some(kafka) if random.random_ratio(1, 10) => blow_at_the_broker(&mut random, kafka, &mut blows).await,
+            _ => daemon = Some(blow(&mut random, &pair, daemon.expect("a daemon"), &mut blows).await),
+        }
         if blows.kills().is_multiple_of(15) {
             // Alive, not only unharmed.
             pair.caught_up().await;
@@ -83,6 +114,23 @@ pub async fn storm(seed: u64, until: Until) -> Blows {
     let last = daemon.expect("a daemon");
     assert_eq!(last.terminate().await.code(), Some(0));
     blows
+}
+
+async fn blow_at_the_broker(random: &mut StdRng, kafka: &Kafka, blows: &mut Blows) {
+    let pause = Duration::from_millis(random.random_range(0..2000));
+    let node = kafka.node(1);
+    if random.random_ratio(1, 2) {
+        node.kill();
+        tokio::time::sleep(pause).await;
+        node.start();
+        kafka.ready().await;
+        blows.broker_kills += 1;
+    } else {
+        node.pause();
+        tokio::time::sleep(pause).await;
+        node.resume();
+        blows.broker_pauses += 1;
+    }
 }
 
 async fn blow<'s>(random: &mut StdRng, pair: &'s Pair<'_>, daemon: Daemon<'s>, blows: &mut Blows) -> Daemon<'s> {

@@ -5,6 +5,7 @@ use millstream::queue::Queue;
 use millstream::queue::kafka::{self as kafka_queue, KafkaQueue, KafkaSettings};
 
 use crate::support::kafka::{self, Kafka};
+use crate::support::wait::{LONG, eventually};
 
 async fn findings(settings: &KafkaSettings, streams: &[&str]) -> Vec<Finding> {
     kafka_queue::check(settings, streams).await.into_list()
@@ -19,6 +20,7 @@ pub(super) async fn carry_out(kafka: &Kafka, command: &str) {
     let words: Vec<&str> = command.split_whitespace().collect();
     let class = match words[0] {
         "kafka-configs.sh" => "kafka.admin.ConfigCommand",
+        "kafka-topics.sh" => "org.apache.kafka.tools.TopicCommand",
         "kafka-acls.sh" => "org.apache.kafka.tools.AclCommand",
         other => panic!("{other} is not one of Kafka's tools"),
     };
@@ -94,6 +96,19 @@ async fn more_replicas_than_brokers_and_partitions_are_found() {
     for check in ["replication_factor", "partitions", "topic"] {
         assert!(found.iter().any(|f| f.check == check && f.severity == Severity::Error), "{check}: {found:#?}");
     }
+    // As printed: fewer replicas, and the topic deleted for `init` to make it anew.
+    let remedy = |name: &str| found.iter().find(|f| f.check == name && f.severity == Severity::Error).unwrap().remedy.clone();
+    let factor = remedy("replication_factor").unwrap().steps[0].clone();
+    settings.replication_factor = factor.rsplit(' ').next().unwrap().parse().unwrap();
+    let command = remedy("partitions").unwrap().steps[0].clone();
+    let (command, _) = command.split_once('#').unwrap();
+    carry_out(kafka, command).await;
+    let after = eventually("the topic to be gone", LONG, async || {
+        let found = findings(&settings, &["two", "new"]).await;
+        if problems(&found).is_empty() { Ok(found) } else { Err(found) }
+    })
+    .await;
+    assert!(!after.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -132,3 +132,71 @@ async fn a_log_that_was_deleted_halts_and_is_never_made_anew() {
     let queue = KafkaQueue::open(KafkaSettings { gone_after: Duration::ZERO, ..settings }).unwrap();
     assert_eq!(queue.bounds("shop").await.unwrap(), None);
 }
+
+/// FAULTS 22: the group's name is a courtesy to lag exporters. Whoever joins it, is killed in it or commits in it, the ledger decides what is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn others_in_a_replicas_consumer_group_change_nothing() {
+    use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+    use rdkafka::{Offset, TopicPartitionList};
+    let (source, replica) = tokio::join!(PgServer::start(), PgServer::start());
+    let kafka = kafka::shared().await;
+    let (from, to) = (source.new_database().await, replica.new_database().await);
+    from.execute("CREATE TABLE t (id int PRIMARY KEY, v int)").await;
+    let prefix = kafka.prefix("groups");
+    let topic = format!("{prefix}shop");
+    let site = Site::new(&configuration(kafka, &prefix, &from, &to));
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    site.ready(CATCH_UP).await;
+    from.execute("INSERT INTO t SELECT n, 0 FROM generate_series(1, 500) n").await;
+    compare::equal(&from, &to, CATCH_UP).await;
+
+    let member = || {
+        let consumer: BaseConsumer = rdkafka::ClientConfig::new()
+            .set("bootstrap.servers", kafka.brokers())
+            .set("group.id", "millstream.shop.reports")
+            .set("auto.offset.reset", "earliest")
+            .set("session.timeout.ms", "6000")
+            .create()
+            .expect("a consumer");
+        consumer.subscribe(&[&topic]).expect("subscribed");
+        consumer
+    };
+    let takes = |consumer: BaseConsumer| {
+        let taken = move || {
+            let end = std::time::Instant::now() + LONG;
+            while std::time::Instant::now() < end {
+                if matches!(consumer.poll(Duration::from_millis(100)), Some(Ok(_))) {
+                    return consumer;
+                }
+            }
+            panic!("the stranger is given no record");
+        };
+        async { tokio::task::spawn_blocking(taken).await.expect("a stranger in the group") }
+    };
+    // The stranger owns the partition in the group's eyes, then another joins, and the first goes.
+    let first = takes(member()).await;
+    from.execute("UPDATE t SET v = 1 WHERE id % 2 = 0").await;
+    compare::equal(&from, &to, CATCH_UP).await;
+    let second = member();
+    drop(first);
+    let second = takes(second).await;
+    // It commits the beginning, and the next start of the daemon must not begin there.
+    let mut place = TopicPartitionList::new();
+    place.add_partition_offset(&topic, 0, Offset::Offset(0)).expect("a place");
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    second.commit(&place, CommitMode::Sync).expect("committed");
+    from.execute("UPDATE t SET v = v + 1").await;
+    let daemon = site.start();
+    compare::equal(&from, &to, CATCH_UP).await;
+    // Far past the end as well.
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let mut place = TopicPartitionList::new();
+    place.add_partition_offset(&topic, 0, Offset::Offset(1_000_000)).expect("a place");
+    second.commit(&place, CommitMode::Sync).expect("committed");
+    from.execute("UPDATE t SET v = v + 1; DELETE FROM t WHERE id = 7").await;
+    let daemon = site.start();
+    compare::equal(&from, &to, CATCH_UP).await;
+    assert!(!site.all_logs().contains("halted"), "{}", site.last_log());
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+}

@@ -211,9 +211,9 @@ impl Daemon<'_> {
     /// SIGTERM; it must end cleanly within the ten seconds that it promises.
     pub async fn terminate(self) -> ExitStatus {
         self.process.signal(Signal::TERM);
-        match self.process.wait(Duration::from_secs(12)).await {
+        match self.process.wait(Duration::from_secs(10)).await {
             Some(status) => status,
-            None => panic!("still running 12 s after SIGTERM:\n{}", self.log_tail()),
+            None => panic!("still running 10 s after SIGTERM:\n{}", self.log_tail()),
         }
     }
 
