@@ -1,4 +1,4 @@
-//! From SQLSTATE to [`ErrorKind`] (PostgreSQL documentation, appendix "PostgreSQL Error Codes").
+//! sqlx's errors as the applier says them; what a SQLSTATE means is in [`crate::postgres::sqlstate`].
 //!
 //! Messages of data errors may quote values (`invalid input syntax for type integer: "…"`, `Key (email)=(…)`), and values never
 //! go into logs: of those only code, table, column, type and constraint are kept.
@@ -11,6 +11,7 @@ use sqlx::postgres::PgDatabaseError;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::halt::HaltCode;
+use crate::postgres::sqlstate::{Side, kind_of_sqlstate, quotes_values};
 
 /// No statement outside of a batch or a copy may take longer.
 pub const SHORT_WAIT: Duration = Duration::from_secs(30);
@@ -59,38 +60,12 @@ pub fn concerns_rows(error: &Error) -> bool {
 }
 
 fn from_server(error: &PgDatabaseError) -> Error {
-    Error::new(kind_of(error.code()), describe(error))
-}
-
-fn kind_of(code: &str) -> ErrorKind {
-    use ErrorKind::{Busy, Connection, Halt};
-    match code {
-        // Somebody ended our backend, or the server goes down or comes up.
-        "57P01" | "57P02" | "57P03" | "57P05" => Connection,
-        // statement_timeout, lock_timeout, a cancel.
-        "57014" | "55P03" => Busy,
-        // The table is in use by this or another session; a reset schema version.
-        "55006" => Busy,
-        // read_only_sql_transaction: a standby, or a failover in progress.
-        "25006" => Connection,
-        "42501" | "28000" | "28P01" | "3D000" => Halt(HaltCode::ReplicaDenied),
-        // Missing or different table, column, type.
-        "42P01" | "42703" | "42704" | "3F000" | "42804" | "42846" | "428C9" | "42809" | "42883" => Halt(HaltCode::SchemaMismatch),
-        "0A000" => Halt(HaltCode::ReplicaConstraint),
-        "53100" | "53200" | "53400" => ErrorKind::NoSpace,
-        _ => match &code[..code.len().min(2)] {
-            "08" => Connection,
-            "40" | "53" => Busy,
-            "22" | "23" | "44" | "P0" | "09" | "27" => Halt(HaltCode::ReplicaConstraint),
-            _ => ErrorKind::Unexpected,
-        },
-    }
+    Error::new(kind_of_sqlstate(error.code(), Side::Replica), describe(error))
 }
 
 fn describe(error: &PgDatabaseError) -> String {
     let code = error.code();
-    let private = matches!(&code[..code.len().min(2)], "22" | "23" | "44" | "P0" | "09" | "27");
-    let mut text = if private { format!("PostgreSQL refused a row ({})", meaning(code)) } else { error.message().to_owned() };
+    let mut text = if quotes_values(code) { format!("PostgreSQL refused a row ({})", meaning(code)) } else { error.message().to_owned() };
     let parts = [
         ("table", error.table().map(|t| format!("{}.{t}", error.schema().unwrap_or_default()))),
         ("column", error.column().map(str::to_owned)),
