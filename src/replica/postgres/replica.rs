@@ -81,7 +81,7 @@ impl Replica for PostgresReplica {
     }
 
     async fn begin_large(&mut self, header: &Arc<TransactionHeader>) -> Result<()> {
-        begin(&mut self.connection, false).await?;
+        begin(&mut self.connection, false, self.replica_role).await?;
         ledger::hold_epoch_alone(&mut self.connection, &self.name, self.epoch).await?;
         self.large = Some(Large { header: Arc::clone(header), origin: false, changes: 0 });
         Ok(())
@@ -149,7 +149,7 @@ impl PostgresReplica {
         let mut mode = self.mode(changes, false);
         mode.style = style.unwrap_or(mode.style);
         let work = plan::plan(changes, &self.tables, mode.style)?;
-        begin(&mut self.connection, mode.origin).await?;
+        begin(&mut self.connection, mode.origin, self.replica_role).await?;
         ledger::step(&mut self.connection, &self.name, self.epoch, &step, SHORT_WAIT).await?;
         failpoint::hit("apply.ledger_moved")?;
         carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode).await?;
@@ -199,9 +199,15 @@ impl PostgresReplica {
 
 /// For the rest of the transaction: constraints that the replica role would switch off are checked at COMMIT.
 const UNDER_ORIGIN: &str = "SET LOCAL session_replication_role = origin; SET CONSTRAINTS ALL DEFERRED";
+/// Foreign keys are enforced: those that the source could put off to its COMMIT are put off here as well.
+const DEFERRED: &str = "SET CONSTRAINTS ALL DEFERRED";
 
-async fn begin(connection: &mut PgConnection, origin: bool) -> Result<()> {
-    let sql = if origin { format!("BEGIN; {UNDER_ORIGIN}") } else { "BEGIN".to_owned() };
+async fn begin(connection: &mut PgConnection, origin: bool, replica_role: bool) -> Result<()> {
+    let sql = match (origin, replica_role) {
+        (true, _) => format!("BEGIN; {UNDER_ORIGIN}"),
+        (false, true) => "BEGIN".to_owned(),
+        (false, false) => format!("BEGIN; {DEFERRED}"),
+    };
     within(SHORT_WAIT, "BEGIN", connection.execute(AssertSqlSafe(sql))).await.map(drop)
 }
 

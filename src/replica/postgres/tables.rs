@@ -107,6 +107,12 @@ impl Table {
             schema: Arc::clone(schema),
         })
     }
+
+    /// The table without those that inherit from it: their rows are the source's other tables, or the replica's own.
+    #[must_use]
+    pub fn alone(&self) -> String {
+        if self.partitioned { self.name.clone() } else { format!("ONLY {}", self.name) }
+    }
 }
 
 /// Rows with different keys cannot collide in this index.
