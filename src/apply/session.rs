@@ -28,7 +28,8 @@ use crate::replica::{Replica, Step};
 
 /// The ledger moves at least this often when only progress comes.
 const IDLE_STEP: Duration = Duration::from_secs(1);
-/// With a deep backlog, a batch waits this long for more: fewer, larger replica transactions, and a core left to the walsender.
+/// No transaction waits longer for others to be merged with. With a deep backlog a batch is given that long: fewer, larger replica
+/// transactions, and a core left to the walsender. Counted from its first transaction: each one that came would put the end off.
 const HOLD: Duration = Duration::from_millis(50);
 
 /// A claimed replica at work.
@@ -67,15 +68,18 @@ enum Next {
 }
 
 impl Session<'_> {
-    /// Applies until something fails or the work is cancelled, which is noticed between batches. Dropping it is safe at any await: the replica rolls back, or has committed and the ledger says so.
+    /// Applies until something fails, the work is cancelled or tables are to be copied, which is noticed between batches. Dropping it is safe at any
+    /// await: the replica rolls back, or has committed and the ledger says so.
     ///
     /// # Errors
     /// Always, in the end.
-    pub async fn run(&mut self, cancel: &CancellationToken) -> Result<()> {
+    pub async fn run(&mut self, cancel: &CancellationToken, copy_wanted: &CancellationToken) -> Result<()> {
         loop {
             let next = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "asked to end")),
+                // A huge transaction that is half written would be written again.
+                () = copy_wanted.cancelled(), if !self.large => return Err(Error::new(ErrorKind::Busy, "new tables are to be copied")),
                 next = self.next() => next?,
             };
             match next {
@@ -121,13 +125,16 @@ impl Session<'_> {
         if open.is_empty() || self.large {
             return self.log.next().await.map(Some);
         }
+        if open.age() >= HOLD {
+            return Ok(None);
+        }
         if let Some(unit) = self.log.try_next()? {
             return Ok(Some(unit));
         }
         let wait = if open.is_idle() {
             IDLE_STEP.saturating_sub(self.stepped.elapsed())
         } else if self.deep {
-            HOLD
+            HOLD.saturating_sub(open.age())
         } else {
             return Ok(None);
         };

@@ -176,19 +176,34 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
         large: false,
         deep: false,
     };
+    let copy_wanted = CancellationToken::new();
     tokio::select! {
-        ended = session.run(cancel) => ended,
-        wanted = copy_wanted(applier.first_copy.as_deref()) => wanted,
+        ended = session.run(cancel, &copy_wanted) => ended,
+        never = look_for_tables(applier.first_copy.as_deref(), &config.name, &copy_wanted) => match never {},
     }
 }
 
-/// Ends the session once a later `init` has added tables, so that the next one begins with their copy.
-async fn copy_wanted(copy: Option<&dyn FirstCopy>) -> Result<()> {
+/// Says when a later `init` has added tables, so that the session ends and the next one begins with their copy. A look that fails is no
+/// reason to end one that works.
+async fn look_for_tables(copy: Option<&dyn FirstCopy>, replica: &str, found: &CancellationToken) -> std::convert::Infallible {
     let Some(copy) = copy else { return std::future::pending().await };
+    let mut failing = false;
     loop {
         tokio::time::sleep(LOOK_FOR_TABLES).await;
-        if copy.wanted().await? {
-            return Err(Error::new(ErrorKind::Busy, "new tables are to be copied"));
+        match copy.wanted().await {
+            Ok(wanted) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!(replica, "tables to be copied are looked for again");
+                }
+                if wanted {
+                    found.cancel();
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(replica, %error, "tables to be copied cannot be looked for");
+                }
+            }
         }
     }
 }

@@ -1,0 +1,90 @@
+//! When a batch goes, and what does not end a session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream::apply::FirstCopy;
+use millstream::apply::copy::PostgresCopy;
+use millstream::apply::ApplyState;
+use millstream::config::{OnRetainLimit, SourceConfig};
+
+use super::rig::{Rig, WAIT, insert, v};
+use crate::support::wait::until;
+
+const ITEM: &str = "CREATE TABLE item (id int PRIMARY KEY)";
+
+/// After one large batch more was expected, and every transaction within 50 ms of the last put the commit off again: a trickle was not
+/// seen on the replica until 10,000 changes had come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trickle_behind_a_large_transaction_is_not_held_back() {
+    let mut rig = Rig::new(ITEM).await;
+    rig.config.merge_max_changes = 1000;
+    let t = rig.table("item").await;
+    let large = rig.log.transaction((0..500).map(|n| insert(&t, &[v(&n.to_string())])).collect()).await;
+    rig.start();
+    rig.applied(large).await;
+    let mut ends = Vec::new();
+    for n in 1000..1080 {
+        ends.push(rig.log.transaction(vec![insert(&t, &[v(&n.to_string())])]).await);
+        // The gap is what the test is about.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    // Nothing is waited for: what came more than a second ago must be there by now.
+    let position = rig.status.borrow().position;
+    assert!(position >= Some(ends[ends.len() - 35]), "{position:?} of {ends:?}");
+    rig.stop().await;
+}
+
+fn any_source(rig: &Rig) -> SourceConfig {
+    SourceConfig {
+        name: "shop".into(),
+        connect: rig.replica.connect(),
+        tables: vec!["public.*".into()],
+        retain_max_bytes: 1 << 30,
+        on_retain_limit: OnRetainLimit::Alarm,
+        memory_bytes: 16 << 20,
+        spill_max_bytes: 1 << 30,
+        spill_dir: "unused".into(),
+        heartbeat_interval: Duration::from_secs(1),
+        copy_workers: 1,
+        copy_max_bytes_per_second: None,
+        copy_chunk_rows: 100,
+    }
+}
+
+/// Every five seconds a session of its own asks the ledger for tables that a later `init` added.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_for_new_tables_that_fails_does_not_end_a_session_that_works() {
+    let mut rig = Rig::new(ITEM).await;
+    let role = format!("limited_{}", rig.replica.name);
+    rig.replica
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA millstream, public TO {role};
+             GRANT ALL ON ALL TABLES IN SCHEMA millstream, public TO {role}"
+        ))
+        .await;
+    rig.config.connect.user.clone_from(&role);
+    let (copy, _progress) = PostgresCopy::new(any_source(&rig), rig.config.clone());
+    rig.first_copy = Some(Arc::clone(&copy) as Arc<dyn FirstCopy>);
+    let t = rig.table("item").await;
+    let first = rig.log.transaction(vec![insert(&t, &[v("1")])]).await;
+    rig.start();
+    rig.applied(first).await;
+    rig.replica.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT 1")).await;
+    assert!(copy.wanted().await.is_err(), "the limit does not hold");
+    // Longer than between two looks.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let second = rig.log.transaction(vec![insert(&t, &[v("2")])]).await;
+    rig.applied(second).await;
+    assert_eq!(rig.status.borrow().state, ApplyState::Live);
+    assert_eq!(rig.rows("SELECT apply_epoch FROM millstream.replica").await, "1", "it was claimed once");
+    // A look that succeeds and finds tables still does.
+    rig.replica
+        .execute(&format!(
+            "ALTER ROLE {role} CONNECTION LIMIT -1;
+             INSERT INTO millstream.copied_table (replica, table_schema, table_name, state) VALUES ('reports', 'public', 'later', 'pending')"
+        ))
+        .await;
+    until("the session to start over", WAIT, async || rig.rows("SELECT apply_epoch > 1 FROM millstream.replica").await == "t").await;
+    rig.kill();
+}
