@@ -54,6 +54,8 @@ pub struct Session<'a> {
     pub stepped: Instant,
     /// A unit that the batch in hand could not take.
     pub carried: VecDeque<Unit>,
+    /// What ends the session once the batch before it is applied.
+    pub ending: Option<Error>,
     /// A huge transaction is open on the replica.
     pub large: bool,
     /// The last batch was large: more is to be expected.
@@ -92,9 +94,19 @@ impl Session<'_> {
     }
 
     async fn next(&mut self) -> Result<Next> {
+        if let Some(error) = self.ending.take() {
+            return Err(error);
+        }
         loop {
             let Some(unit) = self.next_unit().await? else { return Ok(Next::Batch(self.merger.take())) };
             let unit = self.admit(unit).await?;
+            if let Some(error) = self.interruption(&unit) {
+                if self.merger.open().is_empty() {
+                    return Err(error);
+                }
+                self.ending = Some(error);
+                return Ok(Next::Batch(self.merger.take()));
+            }
             if let Unit::Progress { source_time_us, .. } = &unit
                 && self.merger.open().is_idle()
                 && !self.large
@@ -168,6 +180,12 @@ impl Session<'_> {
             }
             other => Ok(other),
         }
+    }
+
+    /// Why an admitted unit cannot be applied yet. Of a huge transaction every piece is looked at first, so that it is read again once.
+    fn interruption(&mut self, unit: &Unit) -> Option<Error> {
+        let more_to_come = matches!(unit, Unit::Piece(piece) if !piece.last);
+        self.catch_up.as_mut().filter(|_| !more_to_come)?.interruption()
     }
 
     /// A version that differs from the one in use is not merged across: what came before it is applied even when the replica's

@@ -68,7 +68,8 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
         };
         // A claim that finds the ledger further on shows that a commit went in whose answer was lost.
         let moved = status.borrow().batches > before || status.borrow().position != position;
-        if moved || began.elapsed() > LAST_PAUSE {
+        let has_work = applier.first_copy.as_ref().is_some_and(|copy| copy.has_work());
+        if moved || has_work || began.elapsed() > LAST_PAUSE {
             pause = FIRST_PAUSE;
         }
         let Some(wait) = next_attempt(&error, &status, &mut pause) else { break };
@@ -173,6 +174,7 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
         rate: Rate::default(),
         stepped: Instant::now(),
         carried: std::collections::VecDeque::new(),
+        ending: None,
         large: false,
         deep: false,
     };

@@ -3,6 +3,7 @@
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use super::progress::{CopyPhase, Meter};
+use super::wait::{backend, watched};
 use super::{PostgresCopy, connect_replica, state};
 use crate::config::ReplicaConfig;
 use crate::error::{Context, Error, Result};
@@ -26,6 +27,11 @@ impl Finish {
     /// Does it. Killed in between, it goes on behind the last statement that was committed.
     pub(super) async fn run(&self) -> Result<()> {
         let mut replica = connect_replica(&self.replica).await?;
+        let backend = backend(&mut replica).await?;
+        watched(&self.replica.connect, backend, self.run_on(replica)).await
+    }
+
+    async fn run_on(&self, mut replica: PgConnection) -> Result<()> {
         let tables = state::tables(&mut replica, &self.replica.name).await?;
         self.build(&mut replica).await?;
         failpoint::hit("copy.indexes_built")?;

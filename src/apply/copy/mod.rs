@@ -43,6 +43,7 @@ mod load;
 mod progress;
 mod replay;
 mod state;
+mod wait;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -62,11 +63,13 @@ use crate::failpoint;
 use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, connect};
 use crate::preflight::init::{publication, slot};
+use crate::replica::postgres::CHECK_CLIENT;
 use crate::replica::postgres::ledger::CopyState;
 
 use progress::Meter;
 pub use progress::{CopyPhase, CopyProgress};
 use state::CopyTable;
+use wait::{backend, watched, within};
 
 const APPLICATION: &str = "millstream copy";
 /// Between two looks at transactions that are waited for.
@@ -157,7 +160,7 @@ impl PostgresCopy {
 
     async fn check_published(&self, source: &mut PgConnection, tables: &[CopyTable]) -> Result<()> {
         let name = publication_name(&self.source.name);
-        let published = publication::read(source, &name).await?.map(|p| p.tables).unwrap_or_default();
+        let published = within("reading the publication", publication::read(source, &name)).await?.map(|p| p.tables).unwrap_or_default();
         match tables.iter().find(|t| !published.contains(&t.table)) {
             None => Ok(()),
             Some(missing) => Err(Error::halt(
@@ -180,7 +183,8 @@ impl PostgresCopy {
                 self.meter.waiting_for(None);
                 return Ok(());
             }
-            let named = slot::blockers(source, Some(&left), 0).await?.into_iter().next();
+            let blockers = slot::blockers(source, Some(&left), 0);
+            let named = within("asking who is waited for", blockers).await?.into_iter().next();
             self.meter.waiting_for(named.map(|blocker| blocker.to_string()));
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -207,18 +211,14 @@ impl PostgresCopy {
         }
         Ok(())
     }
-}
 
-#[async_trait]
-impl FirstCopy for PostgresCopy {
-    async fn wanted(&self) -> Result<bool> {
-        let mut replica = self.replica().await?;
-        Ok(state::tables(&mut replica, &self.replica.name).await?.iter().any(|t| t.state == CopyState::Pending))
-    }
-
-    async fn prepare(&self, epoch: ApplyEpoch, cancel: &CancellationToken) -> Result<Option<Box<dyn CatchUp>>> {
+    async fn load(
+        &self,
+        mut replica: PgConnection,
+        epoch: ApplyEpoch,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Box<dyn CatchUp>>> {
         let name = &self.replica.name;
-        let mut replica = self.replica().await?;
         if state::tables(&mut replica, name).await?.is_empty() {
             self.meter.phase(CopyPhase::None);
             return Ok(None);
@@ -258,13 +258,48 @@ impl FirstCopy for PostgresCopy {
     }
 }
 
-/// Opens a connection to the replica on which, where the role may, triggers and foreign keys do not fire.
+#[async_trait]
+impl FirstCopy for PostgresCopy {
+    async fn wanted(&self) -> Result<bool> {
+        let look = async {
+            let mut replica = connect(&self.replica.connect, Side::Replica, APPLICATION).await?;
+            Ok(state::tables(&mut replica, &self.replica.name).await?.iter().any(|t| t.state == CopyState::Pending))
+        };
+        within("looking for tables to copy", look).await
+    }
+
+    fn has_work(&self) -> bool {
+        !self.todo.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    async fn prepare(&self, epoch: ApplyEpoch, cancel: &CancellationToken) -> Result<Option<Box<dyn CatchUp>>> {
+        let mut replica = self.replica().await?;
+        let backend = backend(&mut replica).await?;
+        watched(&self.replica.connect, backend, self.load(replica, epoch, cancel)).await
+    }
+}
+
+/// A loader may wait this long for the source between two statements of its replica transaction. Its transactions hold the ledger's row
+/// (I8): one whose daemon is gone, behind a proxy that keeps its connection, must not hold it for ever.
+const IDLE_LIMIT: &str = "SET idle_in_transaction_session_timeout = '5min'";
+
+/// Opens a connection to the replica on which, where the role may, triggers and foreign keys do not fire. Its work ends soon after its client:
+/// an index build that goes on alone would hold the ledger's row, and with it the next applier, to its end.
 async fn connect_replica(config: &ReplicaConfig) -> Result<PgConnection> {
     let mut connection = connect(&config.connect, Side::Replica, APPLICATION).await?;
-    match connection.execute("SET session_replication_role = replica").await {
-        Ok(_) => {}
-        Err(e) if e.as_database_error().and_then(|d| d.code()).is_some_and(|code| code == "42501") => {}
-        Err(e) => return Err(classify(e, Side::Replica)),
-    }
+    let set_up = async {
+        connection.execute(IDLE_LIMIT).await.map_err(|e| classify(e, Side::Replica))?;
+        match connection.execute(CHECK_CLIENT).await {
+            // Before PostgreSQL 14, and on some platforms, there is no such setting.
+            Ok(_) | Err(sqlx::Error::Database(_)) => {}
+            Err(e) => return Err(classify(e, Side::Replica)),
+        }
+        match connection.execute("SET session_replication_role = replica").await {
+            Ok(_) => Ok(()),
+            Err(e) if e.as_database_error().and_then(|d| d.code()).is_some_and(|code| code == "42501") => Ok(()),
+            Err(e) => Err(classify(e, Side::Replica)),
+        }
+    };
+    within("setting up the session", set_up).await?;
     Ok(connection)
 }
