@@ -49,7 +49,12 @@ impl Finish {
 
     async fn build(&self, replica: &mut PgConnection) -> Result<()> {
         let rows = sqlx::query(
-            "SELECT ordinal, table_schema, table_name, statement FROM millstream.deferred_ddl WHERE replica = $1 AND NOT done \
+            // Not those of tables that a later `init` added and that are not loaded, nor of parents (which the ledger has no row of) of such.
+            "SELECT ordinal, table_schema, table_name, statement FROM millstream.deferred_ddl d WHERE replica = $1 AND NOT done \
+             AND NOT EXISTS (SELECT 1 FROM millstream.copied_table t WHERE t.replica = d.replica AND t.state IN ('pending', 'copying') \
+               AND ((t.table_schema, t.table_name) = (d.table_schema, d.table_name) \
+                 OR NOT EXISTS (SELECT 1 FROM millstream.copied_table o WHERE o.replica = d.replica \
+                   AND (o.table_schema, o.table_name) = (d.table_schema, d.table_name)))) \
              ORDER BY array_position(ARRAY['index', 'unique', 'other', 'foreign_key'], kind), ordinal",
         )
         .bind(&self.replica.name)

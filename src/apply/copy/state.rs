@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, Lsn, TableName, TableSchema};
 use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, quote_table};
+use crate::preflight::init;
 use crate::replica::postgres::ledger::{CopyState, hold_epoch};
 
 /// A table that is not live.
@@ -185,8 +186,27 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
         let referenced: bool = sqlx::query_scalar(referenced).bind(&quoted).fetch_one(&mut *transaction).await.map_err(fail)?;
         let empty = if referenced { format!("DELETE FROM ONLY {quoted}") } else { format!("TRUNCATE ONLY {quoted}") };
         transaction.execute(AssertSqlSafe(empty)).await.map_err(fail)?;
+        if !referenced {
+            take_keys_off(&mut transaction, name, table).await?;
+        }
     }
     transaction.commit().await.map_err(fail)
+}
+
+/// Keys that were built already may be broken while the table is loaded again: they are put off once more. (Those that foreign keys of other
+/// tables stand on cannot be dropped alone and stay.)
+async fn take_keys_off(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<()> {
+    let built = "kind <> 'index' AND statement NOT LIKE '% NOT VALID' AND done";
+    let forget = format!(
+        "DELETE FROM millstream.deferred_ddl WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND {built}"
+    );
+    let query = sqlx::query(AssertSqlSafe(forget)).bind(name).bind(&table.schema).bind(&table.name);
+    if query.execute(&mut *transaction).await.map_err(fail)?.rows_affected() == 0 {
+        return Ok(());
+    }
+    let (drops, later) = init::keys_to_take_off(transaction, table).await?;
+    init::publication::execute(transaction, Side::Replica, &drops).await?;
+    init::put_off(transaction, name, &later).await.map_err(fail)
 }
 
 /// Notes a chunk as loaded, in the transaction that holds its rows.

@@ -42,11 +42,15 @@ pub(super) async fn leave(
         return Ok(false);
     }
     let name = &target.config.name;
-    let here = sqlx::query_scalar::<_, String>("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
-        .fetch_one(source)
-        .await
-        .map_err(|e| classify(e, Side::Source))?;
-    for table in target.plan.leaving.iter().filter(|t| published.removed.contains(t)) {
+    let Some(here) = published_no_more(source).await? else {
+        report(Line::Note(format!(
+            "replica {name}: tables leave once the transactions have ended that were in progress when they were taken out of the publication; \
+             run init again then"
+        )));
+        return Ok(!published.removed.is_empty());
+    };
+    // Always: a run that was killed behind the publication has not, and what stands there may be from the table's first copy.
+    for table in &target.plan.leaving {
         sqlx::query("UPDATE millstream.copied_table SET live_after_lsn = $4::pg_lsn WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
             .bind(name)
             .bind(&table.schema)
@@ -75,6 +79,24 @@ pub(super) async fn leave(
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// A place in the source's log behind every change to tables that the publication has let go: what a transaction changed before is sent when it
+/// commits. `None` when such a transaction does not end for a while.
+async fn published_no_more(source: &mut PgConnection) -> Result<Option<String>> {
+    let fail = |e| classify(e, Side::Source);
+    // An id of our own bounds them all; a snapshot's end hides the newest ones in progress.
+    let bound: String = sqlx::query_scalar("SELECT pg_catalog.pg_current_xact_id()::text").fetch_one(&mut *source).await.map_err(fail)?;
+    let deadline = tokio::time::Instant::now() + WAIT;
+    let ended = "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::xid8";
+    while !sqlx::query_scalar::<_, bool>(ended).bind(&bound).fetch_one(&mut *source).await.map_err(fail)? {
+        if tokio::time::Instant::now() > deadline {
+            return Ok(None);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let here = sqlx::query_scalar("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").fetch_one(source).await.map_err(fail)?;
+    Ok(Some(here))
 }
 
 /// Forgets a table that the replica has passed the end of.

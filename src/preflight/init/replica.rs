@@ -97,6 +97,35 @@ pub async fn plan(
     Ok(plan)
 }
 
+/// Statements that some tables' copies would have ended with and that have not run: on a table that was there before `init`, keys that it took off.
+///
+/// # Errors
+/// The server's.
+pub async fn put_off_for(replica: &mut PgConnection, name: &str, tables: &[TableName]) -> Result<Vec<String>> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
+    sqlx::query_scalar(
+        "SELECT d.statement FROM millstream.deferred_ddl d JOIN unnest($2::text[], $3::text[]) u(s, t) \
+         ON d.table_schema = u.s AND d.table_name = u.t WHERE d.replica = $1 AND NOT d.done ORDER BY d.ordinal",
+    )
+    .bind(name)
+    .bind(schemas)
+    .bind(names)
+    .fetch_all(replica)
+    .await
+    .map_err(|e| classify(e, Side::Replica))
+}
+
+/// The statements that take off what of a replica's table may be broken while it is copied, and what is to be built later instead.
+///
+/// # Errors
+/// The server's.
+pub async fn keys_to_take_off(replica: &mut PgConnection, table: &TableName) -> Result<(Vec<String>, Vec<Deferred>)> {
+    let Some(id) = tables(replica).await?.get(table).copied() else { return Ok((Vec::new(), Vec::new())) };
+    let found = definition::read(replica, Side::Replica, &[id]).await?;
+    let taken_off = found.values().next().map(ddl::take_off);
+    Ok(taken_off.map(|(drops, later)| (drops.into_iter().flatten().collect(), later)).unwrap_or_default())
+}
+
 async fn tables(replica: &mut PgConnection) -> Result<BTreeMap<TableName, u32>> {
     let rows = sqlx::query(
         "SELECT c.oid::int8, n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
@@ -289,7 +318,15 @@ async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan
     .bind(plan.gone.iter().map(|t| t.name.as_str()).collect::<Vec<_>>())
     .execute(&mut *replica)
     .await?;
-    for deferred in &plan.deferred {
+    put_off(replica, name, &plan.deferred).await
+}
+
+/// Notes what is built when the copy has caught up.
+///
+/// # Errors
+/// The server's.
+pub async fn put_off(replica: &mut PgConnection, name: &str, later: &[Deferred]) -> Result<(), sqlx::Error> {
+    for deferred in later {
         sqlx::query(
             "INSERT INTO millstream.deferred_ddl (replica, ordinal, table_schema, table_name, kind, statement) \
              SELECT $1, coalesce(max(ordinal), 0) + 1, $2, $3, $4, $5 FROM millstream.deferred_ddl WHERE replica = $1",
