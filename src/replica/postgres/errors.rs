@@ -59,7 +59,28 @@ pub fn concerns_rows(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Halt(HaltCode::ReplicaConstraint | HaltCode::ReplicaConflict))
 }
 
+/// Marks what the server canceled: past `statement_timeout`, or by somebody's `pg_cancel_backend`.
+#[derive(Debug)]
+struct Canceled;
+
+impl std::fmt::Display for Canceled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SQLSTATE 57014")
+    }
+}
+
+impl std::error::Error for Canceled {}
+
+/// True when the server gave a statement up before its end.
+#[must_use]
+pub fn is_canceled(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.is::<Canceled>())
+}
+
 fn from_server(error: &PgDatabaseError) -> Error {
+    if error.code() == "57014" {
+        return Error::new(ErrorKind::Busy, describe(error)).with_source(Canceled);
+    }
     Error::new(kind_of_sqlstate(error.code(), Side::Replica), describe(error))
 }
 

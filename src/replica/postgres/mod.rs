@@ -9,6 +9,7 @@
 //!             ▼                               ▼
 //!          session ends                    ROLLBACK ─► the same in halves, committing what goes in
 //!                                                      ─► one transaction row by row: names the culprit, halts
+//!                                                         (given up past statement_timeout: as it was, with more time)
 //! ```
 //!
 //! Nothing in memory matters to correctness: the ledger tells what is applied. Table definitions are cached and read again

@@ -12,7 +12,7 @@ use super::errors::{SHORT_WAIT, within};
 use super::ledger::CopyState;
 use super::plan::{Style, Tables, Work};
 use super::prepare::Mode;
-use super::write::{Moving, STATEMENT_WAIT, Writer};
+use super::write::{Moving, PATIENT_WAIT, STATEMENT_WAIT, Writer};
 use super::{blame, errors, ledger, plan};
 use crate::apply::first_copy::Schemas;
 use crate::apply::merge::Batch;
@@ -52,14 +52,15 @@ impl Replica for PostgresReplica {
         // Ranges of transactions still to apply, the next one last.
         let mut ranges = vec![(0, batch.marks.len())];
         while let Some((from, to)) = ranges.pop() {
-            let error = match self.apply_range(batch, from, to, schemas, None).await {
+            let error = match self.apply_range(batch, from, to, schemas, Way::Usual).await {
                 Ok(()) => {
                     applied.commits += 1;
                     continue;
                 }
                 Err(error) => error,
             };
-            if !worth_splitting(&error) {
+            let canceled = errors::is_canceled(&error);
+            if !canceled && !worth_splitting(&error) {
                 return Err(blame::at_marks(error, &batch.marks[from..to]));
             }
             applied.replayed = true;
@@ -68,7 +69,8 @@ impl Replica for PostgresReplica {
                 let middle = from + (to - from) / 2;
                 ranges.extend([(middle, to), (from, middle)]);
             } else {
-                let culprit = self.apply_range(batch, from, to, schemas, Some(Style::OneByOne)).await;
+                let way = if canceled { Way::Patient } else { Way::OneByOne };
+                let culprit = self.apply_range(batch, from, to, schemas, way).await.map_err(too_long);
                 culprit.map_err(|error| blame::at_marks(error, &batch.marks[from..to]))?;
                 applied.commits += 1;
             }
@@ -118,6 +120,27 @@ fn worth_splitting(error: &Error) -> bool {
     errors::concerns_rows(error) || error.kind() == ErrorKind::Halt(HaltCode::SchemaMismatch)
 }
 
+/// How some transactions are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Usual,
+    /// Row by row: names the culprit.
+    OneByOne,
+    /// With time for a statement that a batch has not.
+    Patient,
+}
+
+/// One transaction's statement was given up even so. Trying again for ever would mend nothing.
+fn too_long(error: Error) -> Error {
+    if !errors::is_canceled(&error) {
+        return error;
+    }
+    error.with_kind(ErrorKind::Halt(HaltCode::ReplicaConstraint)).context(
+        "the replica gave a statement of one transaction up (statement_timeout, here 30 min); look for a missing index on the table's key, \
+         a slow trigger, or a pg_cancel_backend",
+    )
+}
+
 impl PostgresReplica {
     /// On a session that holds the lock and has raised the epoch.
     pub(super) fn new(connection: PgConnection, name: String, epoch: ApplyEpoch, replica_role: bool) -> Self {
@@ -141,18 +164,23 @@ impl PostgresReplica {
         from: usize,
         to: usize,
         schemas: &Schemas,
-        style: Option<Style>,
+        way: Way,
     ) -> Result<()> {
         let changes = &batch.changes[batch.changes_of(from, to)];
         let Some(step) = batch.step(from, to) else { return Ok(()) };
         self.prepare(changes, schemas).await?;
         let mut mode = self.mode(changes, false);
-        mode.style = style.unwrap_or(mode.style);
+        if way == Way::OneByOne {
+            mode.style = Style::OneByOne;
+        }
         let work = plan::plan(changes, &self.tables, mode.style)?;
         begin(&mut self.connection, mode.origin, self.replica_role).await?;
         ledger::step(&mut self.connection, &self.name, self.epoch, &step, SHORT_WAIT).await?;
         failpoint::hit("apply.ledger_moved")?;
-        carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode).await?;
+        if way == Way::Patient {
+            within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
+        }
+        carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, way).await?;
         drop(work);
         self.commit().await
     }
@@ -166,14 +194,20 @@ impl PostgresReplica {
         }
         within(SHORT_WAIT, "setting a savepoint", self.connection.execute("SAVEPOINT piece")).await?;
         let work = plan::plan(changes, &self.tables, mode.style)?;
-        match carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode).await {
-            Err(error) if errors::concerns_rows(&error) => {
+        match carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, Way::Usual).await {
+            Err(error) if errors::concerns_rows(&error) || errors::is_canceled(&error) => {
                 drop(work);
                 within(SHORT_WAIT, "going back", self.connection.execute("ROLLBACK TO SAVEPOINT piece")).await?;
-                let mode = Mode { style: Style::OneByOne, ..mode };
+                let (way, mode) = if errors::is_canceled(&error) {
+                    within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
+                    (Way::Patient, mode)
+                } else {
+                    (Way::OneByOne, Mode { style: Style::OneByOne, ..mode })
+                };
                 let work = plan::plan(changes, &self.tables, mode.style)?;
-                carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode)
+                carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, way)
                     .await
+                    .map_err(too_long)
                     .at(|| format!("piece behind change {before}"))?;
             }
             done => done?,
@@ -197,6 +231,8 @@ impl PostgresReplica {
     }
 }
 
+/// For the rest of the transaction; the client's own deadline is a little later.
+const PATIENT: &str = "SET LOCAL statement_timeout = '30min'";
 /// For the rest of the transaction: constraints that the replica role would switch off are checked at COMMIT.
 const UNDER_ORIGIN: &str = "SET LOCAL session_replication_role = origin; SET CONSTRAINTS ALL DEFERRED";
 /// Foreign keys are enforced: those that the source could put off to its COMMIT are put off here as well.
@@ -217,9 +253,11 @@ async fn carry_out(
     work: &[Work<'_>],
     tables: &Tables,
     mode: Mode,
+    way: Way,
 ) -> Result<()> {
     let one_by_one = mode.style == Style::OneByOne;
-    let mut writer = Writer { connection, enforced: mode.enforced, one_by_one, moving };
+    let limit = if way == Way::Patient { PATIENT_WAIT } else { STATEMENT_WAIT };
+    let mut writer = Writer { connection, enforced: mode.enforced, one_by_one, limit, moving };
     for item in work {
         writer
             .work(item, tables)

@@ -88,3 +88,45 @@ async fn a_look_for_new_tables_that_fails_does_not_end_a_session_that_works() {
     until("the session to start over", WAIT, async || rig.rows("SELECT apply_epoch > 1 FROM millstream.replica").await == "t").await;
     rig.kill();
 }
+
+/// Cancels statements as `statement_timeout` does, while the limit is among some.
+fn impatient(limits: &str) -> String {
+    format!(
+        "CREATE TABLE slow (id int PRIMARY KEY);
+         CREATE FUNCTION cancel() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.id = 57 AND current_setting('statement_timeout') IN ({limits}) THEN
+                PERFORM pg_catalog.pg_cancel_backend(pg_catalog.pg_backend_pid()); PERFORM pg_catalog.pg_sleep(5);
+            END IF; RETURN NEW; END $$;
+         CREATE TRIGGER cancel BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION cancel();
+         ALTER TABLE slow ENABLE ALWAYS TRIGGER cancel"
+    )
+}
+
+/// It was rolled back and tried again as a whole, for ever and without a halt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_past_the_statement_timeout_goes_in_halves_and_one_transaction_gets_more_time() {
+    let mut rig = Rig::new(&impatient("'2min'")).await;
+    let t = rig.table("slow").await;
+    rig.log.transactions(&(0..100).map(|n| vec![insert(&t, &[v(&n.to_string())])]).collect::<Vec<_>>()).await;
+    let large: Vec<_> = (100..200).chain(std::iter::once(57)).map(|n| insert(&t, &[v(&n.to_string())])).collect();
+    let end = rig.log.position();
+    rig.start();
+    rig.applied(end).await;
+    rig.replica.execute("DELETE FROM slow WHERE id = 57").await;
+    let end = rig.log.parts(&large, 300, usize::MAX).await;
+    rig.applied(end).await;
+    rig.stop().await;
+    assert_eq!(rig.rows("SELECT count(*) FROM slow").await, "200");
+    assert_eq!(rig.rows("SELECT apply_epoch FROM millstream.replica").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_is_given_up_with_more_time_too_halts_and_names_its_table() {
+    let mut rig = Rig::new(&impatient("'2min', '30min'")).await;
+    let t = rig.table("slow").await;
+    rig.log.transactions(&(0..100).map(|n| vec![insert(&t, &[v(&n.to_string())])]).collect::<Vec<_>>()).await;
+    rig.start();
+    let message = rig.halted("replica_constraint").await;
+    assert!(message.contains("public.slow") && message.contains("missing index"), "{message}");
+    assert_eq!(rig.rows("SELECT max(id) FROM slow").await, "56");
+}
