@@ -267,9 +267,9 @@ impl Session<'_> {
     fn fresh(&self, source_time_us: i64) {
         let now = now_us();
         self.status.send_modify(|status| {
-            status.source_time_us = status.source_time_us.max(Some(source_time_us));
-            status.applied_at_us = Some(now);
             status.lag.applied(source_time_us, now);
+            status.source_time_us = status.lag.source_time_us();
+            status.applied_at_us = Some(now);
         });
     }
 
@@ -278,7 +278,6 @@ impl Session<'_> {
         crate::failpoint::hit("apply.committed")?;
         self.stepped = Instant::now();
         let rate = self.rate.per_second();
-        let state = if self.catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live };
         if let Some(time) = source_time_us {
             self.fresh(time);
         }
@@ -288,9 +287,6 @@ impl Session<'_> {
             status.bytes_before = cursor.bytes_before;
             status.changes_before = cursor.changes_before;
             status.changes_per_second = rate;
-            status.state = state;
-            status.error = None;
-            status.halt = None;
         });
         let position = cursor.position;
         self.reporter.committed(cursor);
@@ -299,8 +295,14 @@ impl Session<'_> {
         {
             self.catch_up = None;
             self.replica.forget_tables();
-            self.status.send_modify(|status| status.state = ApplyState::Live);
         }
+        // Not before the end of a first copy: while it fails, each attempt would clear its own halt for a moment.
+        let state = if self.catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live };
+        self.status.send_modify(|status| {
+            status.state = state;
+            status.error = None;
+            status.halt = None;
+        });
         Ok(())
     }
 }
