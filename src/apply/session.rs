@@ -24,7 +24,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::TableSchema;
 use crate::halt::HaltCode;
 use crate::queue::log::Cursor;
-use crate::replica::{Replica, Step};
+use crate::replica::{Replica, Step, kept_alive};
 
 /// The ledger moves at least this often when only progress comes.
 const IDLE_STEP: Duration = Duration::from_secs(1);
@@ -134,8 +134,11 @@ impl Session<'_> {
             return Ok(Some(unit));
         }
         let open = self.merger.open();
-        if open.is_empty() || self.large {
+        if self.large {
             return self.log.next().await.map(Some);
+        }
+        if open.is_empty() {
+            return kept_alive(&mut *self.replica, self.log.next()).await.map(Some);
         }
         if open.age() >= HOLD {
             return Ok(None);
@@ -291,7 +294,7 @@ impl Session<'_> {
         let position = cursor.position;
         self.reporter.committed(cursor);
         if let (Some(catch_up), Some(position)) = (&mut self.catch_up, position)
-            && catch_up.committed(position).await?
+            && kept_alive(&mut *self.replica, catch_up.committed(position)).await?
         {
             self.catch_up = None;
             self.replica.forget_tables();

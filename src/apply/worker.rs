@@ -27,7 +27,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::halt::{Disposition, RETRY_HALTED_SECONDS, disposition};
 use crate::queue::Queue;
 use crate::queue::log::{LogReader, Start};
-use crate::replica::ReplicaTarget;
+use crate::replica::{ReplicaTarget, kept_alive};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
@@ -138,14 +138,14 @@ async fn attempt(applier: &Applier, cancel: &CancellationToken, status: &watch::
 
 async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<()> {
     let config = &applier.config;
-    let (replica, row) = applier.target.claim().await?;
+    let (mut replica, row) = applier.target.claim().await?;
     check_stream(row.stream, row.cursor.as_ref())?;
     tracing::info!(replica = config.name, epoch = row.apply_epoch.0, "claimed the replica");
     status.send_modify(|status| status.apply_epoch = Some(row.apply_epoch));
     let catch_up = match &applier.first_copy {
         Some(copy) => {
             begins(status, ApplyState::Copying);
-            copy.prepare(row.apply_epoch, cancel).await.at(|| "first copy")?
+            kept_alive(&mut *replica, copy.prepare(row.apply_epoch, cancel)).await.at(|| "first copy")?
         }
         None => None,
     };

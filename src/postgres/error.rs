@@ -92,7 +92,9 @@ impl fmt::Display for ServerError {
         match self.sqlstate.get(..2) {
             Some("22") => f.write_str(&without_quoted(&self.message))?,
             // RAISE, external routines: what a trigger says of a row.
-            Some("P0" | "38" | "39") => f.write_str("a function raised an exception (its message may quote the row and is left out)")?,
+            Some("P0" | "38" | "39") => {
+                f.write_str("a function raised an exception (its message may quote the row and is left out)")?
+            }
             _ => f.write_str(&self.message)?,
         }
         if let Some(detail) = self.detail.as_ref().filter(|_| !quotes_values(&self.sqlstate)) {

@@ -10,7 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::event::ApplyEpoch;
 use crate::failpoint;
 use crate::postgres::sql::{Side, classify, quote_table};
-use crate::replica::postgres::ledger::hold_epoch;
+use crate::replica::postgres::ledger::{CopyState, hold_epoch};
 
 /// What is left to do once the replay has passed the last snapshot.
 pub(super) struct Finish {
@@ -35,7 +35,7 @@ impl Finish {
         let tables = state::tables(&mut replica, &self.replica.name).await?;
         self.build(&mut replica).await?;
         failpoint::hit("copy.indexes_built")?;
-        for table in &tables {
+        for table in tables.iter().filter(|t| t.state == CopyState::CatchingUp) {
             // Without statistics the applier's and the application's first statements would be planned blindly.
             let analyze = format!("ANALYZE {}", quote_table(&table.table));
             replica.execute(AssertSqlSafe(analyze)).await.map_err(fail).at(|| format!("table {}", table.table))?;
@@ -86,7 +86,7 @@ impl Finish {
         let mut transaction = replica.begin().await.map_err(fail)?;
         hold_epoch(&mut transaction, &self.replica.name, self.epoch).await?;
         for sql in [
-            "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp() WHERE replica = $1 AND state = 'catching_up'",
+            "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp(), live_after_lsn = NULL WHERE replica = $1 AND state = 'catching_up'",
             "DELETE FROM millstream.copy_chunk WHERE replica = $1",
             "DELETE FROM millstream.deferred_ddl WHERE replica = $1 AND done",
         ] {

@@ -117,7 +117,8 @@ async fn run_loader(work: Arc<Work>, meter: Meter) -> Result<()> {
             }
         };
         let loading = load(&work, &meter, &job, reader, replica);
-        let loaded = wait::watched(&work.replica.connect, backend, loading).await.at(|| format!("table {table}, chunk {}", job.chunk))?;
+        let loaded =
+            wait::watched(&work.replica.connect, backend, loading).await.at(|| format!("table {table}, chunk {}", job.chunk))?;
         if loaded {
             let mut left = lock(&work.left);
             let rest = left.entry(table).or_insert(1);
@@ -199,6 +200,10 @@ async fn relay(
         }
     }
     if !buffer.is_empty() {
+        // Of a small chunk it is all there is: the limit is for those as well.
+        if let Some(meter) = meter {
+            meter.pass(buffer.len()).await;
+        }
         into.send(&buffer[..]).await.map_err(fail)?;
     }
     let written = into.finish().await.map_err(fail)?;

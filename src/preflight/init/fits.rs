@@ -49,7 +49,8 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
         let keys = replica.constraints.iter().filter(|k| matches!(k.kind, 'p' | 'u')).map(|k| k.text.as_str());
         let mut unique = keys.chain(replica.indexes.iter().filter(|i| i.unique).map(|i| i.text.as_str()));
         if !unique.any(|text| indexed(text) == wanted) {
-            found.push(format!("the index that finds its rows at the source is missing: CREATE UNIQUE INDEX ON {name} {wanted};"));
+            found
+                .push(format!("the index that finds its rows at the source is missing: CREATE UNIQUE INDEX ON {name} {wanted};"));
         }
     }
     found
@@ -68,9 +69,11 @@ mod tests {
 
     #[test]
     fn a_key_is_known_by_its_columns_however_it_is_written() {
-        for text in
-            ["PRIMARY KEY (a, b)", "UNIQUE (a, b) INCLUDE (c)", "CREATE UNIQUE INDEX i ON public.t USING btree (a, b) INCLUDE (c)"]
-        {
+        for text in [
+            "PRIMARY KEY (a, b)",
+            "UNIQUE (a, b) INCLUDE (c)",
+            "CREATE UNIQUE INDEX i ON public.t USING btree (a, b) INCLUDE (c)",
+        ] {
             assert_eq!(indexed(text), "(a, b)");
         }
         assert_eq!(indexed("CREATE UNIQUE INDEX i ON public.t USING btree (a) WHERE (a > 5)"), "(a) WHERE (a > 5)");

@@ -116,8 +116,10 @@ struct Target<'a> {
 pub async fn init(config: &Config, queue: &Arc<dyn Queue>, options: &InitOptions, report: Report<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::Unchanged;
     for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
-        let siblings: Vec<_> = config.replicas.values().filter(|r| r.source == source.name && !replicas.iter().any(|s| s.name == r.name)).collect();
-        let done = init_source(source, &replicas, &siblings, queue, options, report).await.at(|| format!("source '{}'", source.name))?;
+        let siblings: Vec<_> =
+            config.replicas.values().filter(|r| r.source == source.name && !replicas.iter().any(|s| s.name == r.name)).collect();
+        let done =
+            init_source(source, &replicas, &siblings, queue, options, report).await.at(|| format!("source '{}'", source.name))?;
         match done {
             Outcome::Refused => return Ok(Outcome::Refused),
             Outcome::Changed => outcome = Outcome::Changed,
@@ -281,7 +283,9 @@ async fn extend(target: &mut Target<'_>, report: Report<'_>) -> Result<bool> {
     }
     let name = &target.config.name;
     for statement in replica::put_off_for(&mut target.connection, name, &target.plan.gone).await? {
-        report(Line::Note(format!("replica {name}: what was put off until its copy had caught up is yours to build: {statement};")));
+        report(Line::Note(format!(
+            "replica {name}: what was put off until its copy had caught up is yours to build: {statement};"
+        )));
     }
     replica::carry_out(&mut target.connection, name, &target.plan, None, CopyState::Pending).await?;
     report(Line::Done(format!("replica {name}: {}", gist(&target.plan.tables, &target.plan.gone))));

@@ -27,9 +27,9 @@ pub struct ReplicaPlan {
     pub deferred: Vec<Deferred>,
     /// Tables that the ledger does not know yet.
     pub tables: Vec<TableName>,
-    /// Tables of the ledger that are not wanted any more and were never live.
+    /// Tables of the ledger that are not wanted any more and were never live: from now on what comes of them is dropped.
     pub gone: Vec<TableName>,
-    /// Live tables that are not wanted any more: they stay until the last change to them is applied.
+    /// Those, and live ones that are not wanted any more: the ledger has them until the last change to them is passed.
     pub leaving: Vec<TableName>,
     /// What stands in the way.
     pub refused: Vec<String>,
@@ -70,7 +70,16 @@ pub async fn plan(
     let wanted: BTreeSet<&TableName> = blueprint.tables.iter().map(|t| &t.table).collect();
     plan.tables = fresh.iter().map(|t| t.table.clone()).collect();
     for (name, state) in registered.iter().filter(|(name, _)| !wanted.contains(name)) {
-        if *state == CopyState::Live { plan.leaving.push(name.clone()) } else { plan.gone.push(name.clone()) }
+        plan.leaving.push(name.clone());
+        if !matches!(state, CopyState::Live | CopyState::Leaving) {
+            plan.gone.push(name.clone());
+        }
+    }
+    for (name, _) in registered.iter().filter(|(name, state)| **state == CopyState::Leaving && wanted.contains(name)) {
+        plan.refused.push(format!(
+            "{name} is leaving, and changes to it are dropped: take it out of the source's tables, run `millstream init` until it has left, empty it on \
+             the replica, then put it back"
+        ));
     }
     if fresh.is_empty() {
         return Ok(plan);
@@ -302,8 +311,10 @@ async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan
     .await?;
     let (schemas, tables): (Vec<&str>, Vec<&str>) = plan.gone.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
     sqlx::query(
-        "DELETE FROM millstream.copied_table c USING unnest($2::text[], $3::text[]) u(s, t) \
-         WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t",
+        "WITH gone AS (DELETE FROM millstream.copy_chunk c USING unnest($2::text[], $3::text[]) u(s, t) \
+           WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t) \
+         UPDATE millstream.copied_table c SET state = 'leaving', live_after_lsn = NULL FROM unnest($2::text[], $3::text[]) u(s, t) \
+         WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t AND c.state <> 'live'",
     )
     .bind(name)
     .bind(schemas)

@@ -86,7 +86,8 @@ fn from_server(error: &PgDatabaseError) -> Error {
 
 fn describe(error: &PgDatabaseError) -> String {
     let code = error.code();
-    let mut text = if quotes_values(code) { format!("PostgreSQL refused a row ({})", meaning(code)) } else { error.message().to_owned() };
+    let mut text =
+        if quotes_values(code) { format!("PostgreSQL refused a row ({})", meaning(code)) } else { error.message().to_owned() };
     let parts = [
         ("table", error.table().map(|t| format!("{}.{t}", error.schema().unwrap_or_default()))),
         ("column", error.column().map(str::to_owned)),

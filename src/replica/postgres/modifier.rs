@@ -29,7 +29,8 @@ pub fn keeps(type_name: &str, source: i32, replica: i32) -> bool {
 #[must_use]
 pub fn spelled(type_name: &str, modifier: i32) -> String {
     let name = element(type_name);
-    let known = matches!(name, "bit" | "varbit" | "varchar" | "bpchar" | "numeric" | "time" | "timetz" | "timestamp" | "timestamptz");
+    let known =
+        matches!(name, "bit" | "varbit" | "varchar" | "bpchar" | "numeric" | "time" | "timetz" | "timestamp" | "timestamptz");
     if !known {
         return type_name.to_owned();
     }

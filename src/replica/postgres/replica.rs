@@ -1,6 +1,6 @@
 //! The claimed replica: replica transactions from BEGIN to COMMIT, and what happens when one is refused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use super::{blame, errors, ledger, plan};
 use crate::apply::first_copy::Schemas;
 use crate::apply::merge::Batch;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::event::{ApplyEpoch, Change, TableName, TransactionHeader};
+use crate::event::{ApplyEpoch, Change, SchemaId, TableName, TransactionHeader};
 use crate::failpoint;
 use crate::halt::HaltCode;
 use crate::replica::{Applied, Replica, Step};
@@ -33,6 +33,8 @@ pub(super) struct PostgresReplica {
     pub(super) tables: Tables,
     /// Tables that the ledger knows.
     pub(super) members: HashMap<TableName, CopyState>,
+    /// Versions of tables whose changes are dropped, because they leave before they were ever live.
+    pub(super) leaving: HashSet<SchemaId>,
     moving: Moving,
     large: Option<Large>,
 }
@@ -108,10 +110,15 @@ impl Replica for PostgresReplica {
         self.roll_back().await
     }
 
+    async fn keep_alive(&mut self) -> Result<()> {
+        within(SHORT_WAIT, "showing a sign of life", self.connection.execute("SELECT 1")).await.map(drop)
+    }
+
     fn forget_tables(&mut self) {
         self.catalogs.clear();
         self.tables.clear();
         self.members.clear();
+        self.leaving.clear();
     }
 }
 
@@ -152,23 +159,18 @@ impl PostgresReplica {
             catalogs: HashMap::new(),
             tables: Tables::default(),
             members: HashMap::new(),
+            leaving: HashSet::new(),
             moving: Moving::default(),
             large: None,
         }
     }
 
     /// Applies some transactions of a batch in one replica transaction.
-    async fn apply_range(
-        &mut self,
-        batch: &Batch,
-        from: usize,
-        to: usize,
-        schemas: &Schemas,
-        way: Way,
-    ) -> Result<()> {
+    async fn apply_range(&mut self, batch: &Batch, from: usize, to: usize, schemas: &Schemas, way: Way) -> Result<()> {
         let changes = &batch.changes[batch.changes_of(from, to)];
         let Some(step) = batch.step(from, to) else { return Ok(()) };
         self.prepare(changes, schemas).await?;
+        let changes = &*self.kept(changes);
         let mut mode = self.mode(changes, false);
         if way == Way::OneByOne {
             mode.style = Style::OneByOne;
@@ -187,6 +189,8 @@ impl PostgresReplica {
 
     async fn piece(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
         self.prepare(changes, schemas).await?;
+        let seen = changes.len() as u64;
+        let changes = &*self.kept(changes);
         let (origin, before) = self.large.as_ref().map_or((false, 0), |large| (large.origin, large.changes));
         let mode = self.mode(changes, origin);
         if mode.origin && !origin {
@@ -216,7 +220,7 @@ impl PostgresReplica {
         within(SHORT_WAIT, "ending a savepoint", self.connection.execute("RELEASE SAVEPOINT piece")).await?;
         if let Some(large) = &mut self.large {
             large.origin = mode.origin;
-            large.changes += changes.len() as u64;
+            large.changes += seen;
         }
         Ok(())
     }

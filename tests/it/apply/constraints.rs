@@ -191,7 +191,10 @@ async fn changes_to_a_parent_leave_rows_of_those_that_inherit_from_it_alone() {
         ])
         .await;
     rig.drain(end).await;
-    assert_eq!(rig.rows("SELECT tableoid::regclass, * FROM base ORDER BY 2, 1").await, "derived|1|1\nbase|2|22\nderived|2|2\nderived|3|3");
+    assert_eq!(
+        rig.rows("SELECT tableoid::regclass, * FROM base ORDER BY 2, 1").await,
+        "derived|1|1\nbase|2|22\nderived|2|2\nderived|3|3"
+    );
     assert_eq!(rig.rows("SELECT tableoid::regclass, n FROM bare ORDER BY 2, 1").await, "bare_derived|7\nbare_derived|8\nbare|9");
     assert_eq!(rig.status.borrow().replays, 0);
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millstream::apply::ApplyState;
 use millstream::apply::FirstCopy;
 use millstream::apply::copy::PostgresCopy;
-use millstream::apply::ApplyState;
 use millstream::config::{OnRetainLimit, SourceConfig};
 
 use super::rig::{Rig, WAIT, insert, v};
@@ -81,11 +81,12 @@ async fn a_look_for_new_tables_that_fails_does_not_end_a_session_that_works() {
     // A look that succeeds and finds tables still does.
     rig.replica
         .execute(&format!(
-            "ALTER ROLE {role} CONNECTION LIMIT -1;
+            "ALTER ROLE {role} CONNECTION LIMIT -1; CREATE TABLE later (id int PRIMARY KEY); CREATE PUBLICATION millstream_shop FOR TABLE later;
              INSERT INTO millstream.copied_table (replica, table_schema, table_name, state) VALUES ('reports', 'public', 'later', 'pending')"
         ))
         .await;
-    until("the session to start over", WAIT, async || rig.rows("SELECT apply_epoch > 1 FROM millstream.replica").await == "t").await;
+    until("the session to start over", WAIT, async || rig.rows("SELECT apply_epoch > 1 FROM millstream.replica").await == "t")
+        .await;
     rig.kill();
 }
 

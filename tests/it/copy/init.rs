@@ -141,6 +141,8 @@ async fn a_new_table_is_picked_up_by_the_next_run_and_one_that_no_longer_matches
     let tables = "SELECT string_agg(table_name, ',' ORDER BY table_name) FROM millstream.copied_table";
     assert_eq!(pair.replica.value(tables).await, "a,b");
     pair.config.sources.values_mut().next().unwrap().tables.push("!public.a".into());
+    // As if a daemon had passed the place.
+    pair.replica.execute("UPDATE millstream.replica SET position = 'F/0'").await;
     pair.init().await;
     assert_eq!(pair.replica.value(tables).await, "b");
     assert_eq!(pair.source.value("SELECT string_agg(tablename, ',') FROM pg_publication_tables").await, "b");
@@ -196,20 +198,22 @@ async fn keys_that_were_taken_off_a_table_that_goes_before_it_is_copied_are_said
     pair.replica.execute("CREATE UNIQUE INDEX a_v ON a (v)").await;
     pair.init().await;
     pair.config.sources.values_mut().next().unwrap().tables.push("!public.a".into());
+    pair.replica.execute("UPDATE millstream.replica SET position = 'F/0'").await;
     let lines = pair.init().await;
     let statement = "CREATE UNIQUE INDEX a_v ON public.a USING btree (v);";
     assert!(lines.iter().any(|l| matches!(l, Line::Note(text) if text.ends_with(statement))), "{lines:?}");
 }
 
-/// A run that was killed behind the publication wrote no mark; the next one took the one of the table's first copy for it, which had been passed
-/// long ago, and the replica halted at changes that the log still held.
+/// A run that was killed behind the publication has marked nothing; the next one took what stood there from the table's first copy for the mark, and the replica halted at changes that the log still held.
 #[tokio::test]
 async fn a_live_table_leaves_past_the_end_of_its_publication_even_when_init_was_killed() {
     let mut pair = Pair::new().await;
     pair.source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)").await;
     pair.init().await;
-    pair.replica.execute("UPDATE millstream.copied_table SET state = 'live', live_after_lsn = '0/1'").await;
-    pair.source.execute(&format!("ALTER PUBLICATION millstream_{} DROP TABLE a; INSERT INTO b VALUES (1)", pair.shop().name)).await;
+    pair.replica.execute("UPDATE millstream.copied_table SET state = 'live'").await;
+    pair.source
+        .execute(&format!("ALTER PUBLICATION millstream_{} DROP TABLE a; INSERT INTO b VALUES (1)", pair.shop().name))
+        .await;
     pair.config.sources.values_mut().next().unwrap().tables.push("!public.a".into());
     let (outcome, lines) = pair.init_with(InitOptions::default()).await;
     outcome.unwrap();
