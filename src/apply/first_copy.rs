@@ -13,7 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{ApplyEpoch, Change, Position, SchemaId, TableSchema, TransactionHeader};
 
 /// The table versions known at a place in the log.
@@ -28,6 +28,11 @@ pub trait FirstCopy: Send + Sync + 'static {
     /// # Errors
     /// Those of the replica.
     async fn wanted(&self) -> Result<bool>;
+
+    /// True when the next [`Self::prepare`] begins with what the replay has found: no failure, so nothing to wait for.
+    fn has_work(&self) -> bool {
+        false
+    }
 
     /// Loads every chunk that is not loaded yet. Called by the applier that holds the replica's lock and apply epoch, before it
     /// reads the log; called again after every reconnection. Each of its replica transactions must hold the epoch
@@ -48,6 +53,10 @@ pub trait CatchUp: Send {
     /// # Errors
     /// As any work against source and replica.
     async fn admit(&mut self, transaction: &TransactionHeader, schemas: &Schemas, changes: Vec<Change>) -> Result<Vec<Change>>;
+
+    /// What was admitted last cannot be applied before [`FirstCopy::prepare`] has done something: what came before it is applied, it is
+    /// dropped and read again, and the session ends with this error. Asked after each unit of the log, at the end of a huge transaction.
+    fn interruption(&mut self) -> Option<Error>;
 
     /// Everything up to a position is committed on the replica; no replica transaction is open. Does what is left to do there and
     /// gives true when every table is live; it is then asked no more.

@@ -1,9 +1,10 @@
 //! Whole source transactions, in commit order, collected into one replica transaction (I4).
 //!
-//! A batch ends at a commit boundary: when it is full, before a table's next version, around a huge transaction, and at once
-//! when the log has nothing more right now. The replica decides the pace: while it works on one batch, the log fills the next.
+//! A batch ends at a commit boundary: when it is full, when its first transaction has waited long enough, before a table's next
+//! version, around a huge transaction, and at once when the log has nothing more right now. The replica decides the pace: while it works on one batch, the log fills the next.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -46,6 +47,8 @@ pub struct Batch {
     pub history: Option<History>,
     /// Bytes of log.
     pub bytes: usize,
+    /// When its first transaction came.
+    began: Option<Instant>,
     /// Share of the read-ahead's budget, given back when the batch is dropped.
     permits: Vec<OwnedSemaphorePermit>,
 }
@@ -61,6 +64,12 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.cursor.is_none()
+    }
+
+    /// How long its first transaction has waited for others by now.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 
     /// The changes of the transactions from one index to another.
@@ -134,6 +143,7 @@ impl Merger {
             Unit::Transactions(mut more) => {
                 let offset = self.open.changes.len();
                 let Some(last) = more.marks.last() else { return Ok(()) };
+                self.open.began.get_or_insert_with(Instant::now);
                 self.open.cursor = Some(last.cursor());
                 self.open.source_time_us = Some(last.header.commit_time_us);
                 self.open.bytes += more.bytes;

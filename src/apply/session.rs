@@ -24,11 +24,12 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::TableSchema;
 use crate::halt::HaltCode;
 use crate::queue::log::Cursor;
-use crate::replica::{Replica, Step};
+use crate::replica::{Replica, Step, kept_alive};
 
 /// The ledger moves at least this often when only progress comes.
 const IDLE_STEP: Duration = Duration::from_secs(1);
-/// With a deep backlog, a batch waits this long for more: fewer, larger replica transactions, and a core left to the walsender.
+/// No transaction waits longer for others to be merged with. With a deep backlog a batch is given that long: fewer, larger replica
+/// transactions, and a core left to the walsender. Counted from its first transaction: each one that came would put the end off.
 const HOLD: Duration = Duration::from_millis(50);
 
 /// A claimed replica at work.
@@ -53,6 +54,8 @@ pub struct Session<'a> {
     pub stepped: Instant,
     /// A unit that the batch in hand could not take.
     pub carried: VecDeque<Unit>,
+    /// What ends the session once the batch before it is applied.
+    pub ending: Option<Error>,
     /// A huge transaction is open on the replica.
     pub large: bool,
     /// The last batch was large: more is to be expected.
@@ -67,15 +70,18 @@ enum Next {
 }
 
 impl Session<'_> {
-    /// Applies until something fails or the work is cancelled, which is noticed between batches. Dropping it is safe at any await: the replica rolls back, or has committed and the ledger says so.
+    /// Applies until something fails, the work is cancelled or tables are to be copied, which is noticed between batches. Dropping it is safe at any
+    /// await: the replica rolls back, or has committed and the ledger says so.
     ///
     /// # Errors
     /// Always, in the end.
-    pub async fn run(&mut self, cancel: &CancellationToken) -> Result<()> {
+    pub async fn run(&mut self, cancel: &CancellationToken, copy_wanted: &CancellationToken) -> Result<()> {
         loop {
             let next = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "asked to end")),
+                // A huge transaction that is half written would be written again.
+                () = copy_wanted.cancelled(), if !self.large => return Err(Error::new(ErrorKind::Busy, "new tables are to be copied")),
                 next = self.next() => next?,
             };
             match next {
@@ -88,9 +94,19 @@ impl Session<'_> {
     }
 
     async fn next(&mut self) -> Result<Next> {
+        if let Some(error) = self.ending.take() {
+            return Err(error);
+        }
         loop {
             let Some(unit) = self.next_unit().await? else { return Ok(Next::Batch(self.merger.take())) };
             let unit = self.admit(unit).await?;
+            if let Some(error) = self.interruption(&unit) {
+                if self.merger.open().is_empty() {
+                    return Err(error);
+                }
+                self.ending = Some(error);
+                return Ok(Next::Batch(self.merger.take()));
+            }
             if let Unit::Progress { source_time_us, .. } = &unit
                 && self.merger.open().is_idle()
                 && !self.large
@@ -118,8 +134,14 @@ impl Session<'_> {
             return Ok(Some(unit));
         }
         let open = self.merger.open();
-        if open.is_empty() || self.large {
+        if self.large {
             return self.log.next().await.map(Some);
+        }
+        if open.is_empty() {
+            return kept_alive(&mut *self.replica, self.log.next()).await.map(Some);
+        }
+        if open.age() >= HOLD {
+            return Ok(None);
         }
         if let Some(unit) = self.log.try_next()? {
             return Ok(Some(unit));
@@ -127,7 +149,7 @@ impl Session<'_> {
         let wait = if open.is_idle() {
             IDLE_STEP.saturating_sub(self.stepped.elapsed())
         } else if self.deep {
-            HOLD
+            HOLD.saturating_sub(open.age())
         } else {
             return Ok(None);
         };
@@ -161,6 +183,12 @@ impl Session<'_> {
             }
             other => Ok(other),
         }
+    }
+
+    /// Why an admitted unit cannot be applied yet. Of a huge transaction every piece is looked at first, so that it is read again once.
+    fn interruption(&mut self, unit: &Unit) -> Option<Error> {
+        let more_to_come = matches!(unit, Unit::Piece(piece) if !piece.last);
+        self.catch_up.as_mut().filter(|_| !more_to_come)?.interruption()
     }
 
     /// A version that differs from the one in use is not merged across: what came before it is applied even when the replica's
@@ -242,9 +270,9 @@ impl Session<'_> {
     fn fresh(&self, source_time_us: i64) {
         let now = now_us();
         self.status.send_modify(|status| {
-            status.source_time_us = status.source_time_us.max(Some(source_time_us));
-            status.applied_at_us = Some(now);
             status.lag.applied(source_time_us, now);
+            status.source_time_us = status.lag.source_time_us();
+            status.applied_at_us = Some(now);
         });
     }
 
@@ -253,7 +281,6 @@ impl Session<'_> {
         crate::failpoint::hit("apply.committed")?;
         self.stepped = Instant::now();
         let rate = self.rate.per_second();
-        let state = if self.catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live };
         if let Some(time) = source_time_us {
             self.fresh(time);
         }
@@ -263,19 +290,22 @@ impl Session<'_> {
             status.bytes_before = cursor.bytes_before;
             status.changes_before = cursor.changes_before;
             status.changes_per_second = rate;
-            status.state = state;
-            status.error = None;
-            status.halt = None;
         });
         let position = cursor.position;
         self.reporter.committed(cursor);
         if let (Some(catch_up), Some(position)) = (&mut self.catch_up, position)
-            && catch_up.committed(position).await?
+            && kept_alive(&mut *self.replica, catch_up.committed(position)).await?
         {
             self.catch_up = None;
             self.replica.forget_tables();
-            self.status.send_modify(|status| status.state = ApplyState::Live);
         }
+        // Not before the end of a first copy: while it fails, each attempt would clear its own halt for a moment.
+        let state = if self.catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live };
+        self.status.send_modify(|status| {
+            status.state = state;
+            status.error = None;
+            status.halt = None;
+        });
         Ok(())
     }
 }

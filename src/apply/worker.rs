@@ -27,7 +27,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::halt::{Disposition, RETRY_HALTED_SECONDS, disposition};
 use crate::queue::Queue;
 use crate::queue::log::{LogReader, Start};
-use crate::replica::ReplicaTarget;
+use crate::replica::{ReplicaTarget, kept_alive};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
@@ -68,7 +68,8 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
         };
         // A claim that finds the ledger further on shows that a commit went in whose answer was lost.
         let moved = status.borrow().batches > before || status.borrow().position != position;
-        if moved || began.elapsed() > LAST_PAUSE {
+        let has_work = applier.first_copy.as_ref().is_some_and(|copy| copy.has_work());
+        if moved || has_work || began.elapsed() > LAST_PAUSE {
             pause = FIRST_PAUSE;
         }
         let Some(wait) = next_attempt(&error, &status, &mut pause) else { break };
@@ -137,14 +138,14 @@ async fn attempt(applier: &Applier, cancel: &CancellationToken, status: &watch::
 
 async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<()> {
     let config = &applier.config;
-    let (replica, row) = applier.target.claim().await?;
+    let (mut replica, row) = applier.target.claim().await?;
     check_stream(row.stream, row.cursor.as_ref())?;
     tracing::info!(replica = config.name, epoch = row.apply_epoch.0, "claimed the replica");
     status.send_modify(|status| status.apply_epoch = Some(row.apply_epoch));
     let catch_up = match &applier.first_copy {
         Some(copy) => {
             begins(status, ApplyState::Copying);
-            copy.prepare(row.apply_epoch, cancel).await.at(|| "first copy")?
+            kept_alive(&mut *replica, copy.prepare(row.apply_epoch, cancel)).await.at(|| "first copy")?
         }
         None => None,
     };
@@ -173,22 +174,38 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
         rate: Rate::default(),
         stepped: Instant::now(),
         carried: std::collections::VecDeque::new(),
+        ending: None,
         large: false,
         deep: false,
     };
+    let copy_wanted = CancellationToken::new();
     tokio::select! {
-        ended = session.run(cancel) => ended,
-        wanted = copy_wanted(applier.first_copy.as_deref()) => wanted,
+        ended = session.run(cancel, &copy_wanted) => ended,
+        never = look_for_tables(applier.first_copy.as_deref(), &config.name, &copy_wanted) => match never {},
     }
 }
 
-/// Ends the session once a later `init` has added tables, so that the next one begins with their copy.
-async fn copy_wanted(copy: Option<&dyn FirstCopy>) -> Result<()> {
+/// Says when a later `init` has added tables, so that the session ends and the next one begins with their copy. A look that fails is no
+/// reason to end one that works.
+async fn look_for_tables(copy: Option<&dyn FirstCopy>, replica: &str, found: &CancellationToken) -> std::convert::Infallible {
     let Some(copy) = copy else { return std::future::pending().await };
+    let mut failing = false;
     loop {
         tokio::time::sleep(LOOK_FOR_TABLES).await;
-        if copy.wanted().await? {
-            return Err(Error::new(ErrorKind::Busy, "new tables are to be copied"));
+        match copy.wanted().await {
+            Ok(wanted) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!(replica, "tables to be copied are looked for again");
+                }
+                if wanted {
+                    found.cancel();
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(replica, %error, "tables to be copied cannot be looked for");
+                }
+            }
         }
     }
 }

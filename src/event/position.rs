@@ -136,3 +136,17 @@ number! {
     /// Incarnation of a replica's applier, kept in the replica's ledger (I8).
     ApplyEpoch
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_compared_as_numbers_and_not_as_text() {
+        let position = |text: &str| text.parse::<Position>().unwrap();
+        for (before, after) in [("0/FFFFFFFF", "1/0"), ("0/9", "0/10"), ("9/0", "10/0"), ("A/0", "10/0"), ("0/0", "0/1")] {
+            assert!(position(before) < position(after), "{before} {after}");
+        }
+        assert_eq!(position("0/0A"), position("0/a"));
+    }
+}

@@ -5,7 +5,7 @@ use std::fmt;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use super::frame::Fields;
-use super::sqlstate::{Side, kind_of_sqlstate};
+use super::sqlstate::{Side, kind_of_sqlstate, quotes_values};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a server said in an `ErrorResponse` (PostgreSQL documentation, "Error and Notice Message Fields").
@@ -84,11 +84,6 @@ impl ServerError {
         }
         None
     }
-
-    /// Classes whose messages and details quote values: data exceptions, constraint violations, whatever a trigger says.
-    fn quotes_values(&self) -> bool {
-        ["22", "23", "44", "P0"].iter().any(|class| self.sqlstate.starts_with(class))
-    }
 }
 
 impl fmt::Display for ServerError {
@@ -96,11 +91,13 @@ impl fmt::Display for ServerError {
         write!(f, "{} {}: ", self.severity, self.sqlstate)?;
         match self.sqlstate.get(..2) {
             Some("22") => f.write_str(&without_quoted(&self.message))?,
-            // RAISE: what a trigger says of a row.
-            Some("P0") => f.write_str("a function raised an exception (its message may quote the row and is left out)")?,
+            // RAISE, external routines: what a trigger says of a row.
+            Some("P0" | "38" | "39") => {
+                f.write_str("a function raised an exception (its message may quote the row and is left out)")?
+            }
             _ => f.write_str(&self.message)?,
         }
-        if let Some(detail) = self.detail.as_ref().filter(|_| !self.quotes_values()) {
+        if let Some(detail) = self.detail.as_ref().filter(|_| !quotes_values(&self.sqlstate)) {
             write!(f, " ({detail})")?;
         }
         if let Some(hint) = &self.hint {
@@ -209,7 +206,7 @@ mod tests {
             (b'n', "t_pkey"),
         ]);
         let error = ServerError::parse(&bytes).unwrap().into_error(Side::Replica);
-        assert_eq!(error.kind(), ErrorKind::Halt(HaltCode::ReplicaConflict));
+        assert_eq!(error.kind(), ErrorKind::Halt(HaltCode::ReplicaConstraint));
         assert!(!error.to_string().contains("secret"), "{error}");
         assert!(error.to_string().contains("t_pkey"), "{error}");
         let inside = ServerError::find(&error).unwrap();

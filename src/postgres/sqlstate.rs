@@ -42,6 +42,12 @@ pub fn kind_of_sqlstate(sqlstate: &str, side: Side) -> ErrorKind {
     by_code(sqlstate, side).or_else(|| by_class(sqlstate.get(..2)?, side)).unwrap_or(ErrorKind::Unexpected)
 }
 
+/// Classes whose messages and details may quote values: data exceptions, constraint violations, whatever a trigger or function says.
+#[must_use]
+pub fn quotes_values(sqlstate: &str) -> bool {
+    matches!(sqlstate.get(..2), Some("22" | "23" | "44" | "P0" | "09" | "27" | "38" | "39"))
+}
+
 fn by_code(sqlstate: &str, side: Side) -> Option<ErrorKind> {
     Some(match sqlstate {
         // protocol_violation: poolers say "no such database" or "unsupported startup parameter" with it; retrying does not mend that.
@@ -54,21 +60,31 @@ fn by_code(sqlstate: &str, side: Side) -> Option<ErrorKind> {
         "40001" | "40P01" | "55P03" | "72000" => ErrorKind::Busy,
         // disk_full
         "53100" => ErrorKind::NoSpace,
-        // configuration_limit_exceeded: all slots or walsenders in use
-        "53400" => only(Side::Source, side, HaltCode::SourceMisconfigured),
-        // object_in_use: another walsender holds the slot
-        "55006" => ErrorKind::Held,
+        // configuration_limit_exceeded: all slots or walsenders in use | temp_file_limit
+        "53400" => match side {
+            Side::Source => ErrorKind::Halt(HaltCode::SourceMisconfigured),
+            Side::Replica => ErrorKind::NoSpace,
+        },
+        // object_in_use: another walsender holds the slot | a table in use by this or another session
+        "55006" => match side {
+            Side::Source => ErrorKind::Held,
+            Side::Replica => ErrorKind::Busy,
+        },
         // object_not_in_prerequisite_state: wal_level, a lost slot | a replica table that publishes updates itself
         "55000" => either(side, HaltCode::SourceMisconfigured, HaltCode::ReplicaConstraint),
-        // insufficient_privilege; read_only_sql_transaction: a standby or default_transaction_read_only
+        // insufficient_privilege
         "42501" => side.denied(),
-        "25006" => either(side, HaltCode::SourceMisconfigured, HaltCode::ReplicaDenied),
+        // read_only_sql_transaction: a standby or default_transaction_read_only | a failover in progress: soon promoted
+        "25006" => match side {
+            Side::Source => ErrorKind::Halt(HaltCode::SourceMisconfigured),
+            Side::Replica => ErrorKind::Connection,
+        },
+        // feature_not_supported | TRUNCATE of a table that the replica's own foreign keys refer to
+        "0A000" => only(Side::Replica, side, HaltCode::ReplicaConstraint),
         // invalid_catalog_name: the database of the configuration does not exist
         "3D000" => ErrorKind::Config,
         // syntax_error: ours
         "42601" => ErrorKind::Unexpected,
-        // unique_violation: the row to insert is already there
-        "23505" => only(Side::Replica, side, HaltCode::ReplicaConflict),
         // transaction_integrity_constraint_violation
         "40002" => only(Side::Replica, side, HaltCode::ReplicaConstraint),
         _ => return None,
@@ -81,15 +97,14 @@ fn by_class(class: &str, side: Side) -> Option<ErrorKind> {
         "08" => ErrorKind::Connection,
         // invalid authorization specification
         "28" => side.denied(),
-        // insufficient resources: the exact codes are above
-        "53" => ErrorKind::Busy,
+        // transaction rollback, insufficient resources: the exact codes are above
+        "40" | "53" => ErrorKind::Busy,
         // access rule violation (undefined tables, columns, types, publications, slots), invalid schema name
         "42" | "3F" => either(side, HaltCode::SourceMisconfigured, HaltCode::SchemaMismatch),
-        // data exception: the replica's type takes less than the source's
-        "22" => only(Side::Replica, side, HaltCode::SchemaMismatch),
-        // integrity constraint violation, WITH CHECK OPTION violation, program limit exceeded; triggered action
+        // data exception (the replica's type takes less than the source's), integrity constraint violation (of a unique one too: only the
+        // writer knows whether it was the key, and so another's row), WITH CHECK OPTION violation, program limit exceeded; triggered action
         // exception, triggered data change, external routine (38, 39), PL/pgSQL (RAISE): a trigger that the source does not have
-        "23" | "44" | "54" | "09" | "27" | "38" | "39" | "P0" => only(Side::Replica, side, HaltCode::ReplicaConstraint),
+        "22" | "23" | "44" | "54" | "09" | "27" | "38" | "39" | "P0" => only(Side::Replica, side, HaltCode::ReplicaConstraint),
         _ => return None,
     })
 }
@@ -122,9 +137,19 @@ mod tests {
             ("28P01", ErrorKind::Halt(HaltCode::SourceDenied), ErrorKind::Halt(HaltCode::ReplicaDenied)),
             ("42501", ErrorKind::Halt(HaltCode::SourceDenied), ErrorKind::Halt(HaltCode::ReplicaDenied)),
             ("23514", ErrorKind::Unexpected, ErrorKind::Halt(HaltCode::ReplicaConstraint)),
-            ("23505", ErrorKind::Unexpected, ErrorKind::Halt(HaltCode::ReplicaConflict)),
+            ("23505", ErrorKind::Unexpected, ErrorKind::Halt(HaltCode::ReplicaConstraint)),
+            ("22001", ErrorKind::Unexpected, ErrorKind::Halt(HaltCode::ReplicaConstraint)),
+            ("38001", ErrorKind::Unexpected, ErrorKind::Halt(HaltCode::ReplicaConstraint)),
+            ("0A000", ErrorKind::Unexpected, ErrorKind::Halt(HaltCode::ReplicaConstraint)),
+            // The applier's own idle_in_transaction_session_timeout: no reason to halt.
+            ("25P03", ErrorKind::Connection, ErrorKind::Connection),
+            ("57P04", ErrorKind::Connection, ErrorKind::Connection),
+            ("25006", ErrorKind::Halt(HaltCode::SourceMisconfigured), ErrorKind::Connection),
+            ("40000", ErrorKind::Busy, ErrorKind::Busy),
+            ("53200", ErrorKind::Busy, ErrorKind::Busy),
+            ("53400", ErrorKind::Halt(HaltCode::SourceMisconfigured), ErrorKind::NoSpace),
             ("42P01", ErrorKind::Halt(HaltCode::SourceMisconfigured), ErrorKind::Halt(HaltCode::SchemaMismatch)),
-            ("55006", ErrorKind::Held, ErrorKind::Held),
+            ("55006", ErrorKind::Held, ErrorKind::Busy),
             ("XX000", ErrorKind::Unexpected, ErrorKind::Unexpected),
             ("", ErrorKind::Unexpected, ErrorKind::Unexpected),
             ("é", ErrorKind::Unexpected, ErrorKind::Unexpected),

@@ -6,6 +6,7 @@
 //! for the row lock of a transaction that is still ending.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -74,6 +75,23 @@ pub trait ReplicaTarget: Send + Sync + 'static {
     async fn claim(&self) -> Result<(Box<dyn Replica>, ReplicaRow)>;
 }
 
+/// Between two signs of life of an applier that waits.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Waits for something else, with signs of life meanwhile.
+///
+/// # Errors
+/// The work's, and those of [`Replica::keep_alive`].
+pub async fn kept_alive<T>(replica: &mut dyn Replica, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    tokio::pin!(work);
+    loop {
+        match tokio::time::timeout(KEEP_ALIVE, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => replica.keep_alive().await?,
+        }
+    }
+}
+
 /// A claimed replica: one session.
 #[async_trait]
 pub trait Replica: Send {
@@ -114,6 +132,13 @@ pub trait Replica: Send {
     /// # Errors
     /// The connection's.
     async fn roll_back_large(&mut self) -> Result<()>;
+
+    /// Shows that this applier lives while it has nothing to write: called every [`KEEP_ALIVE`], outside of replica transactions. One that does not
+    /// is taken for the orphan of a daemon that is gone, and another takes over.
+    ///
+    /// # Errors
+    /// The connection's.
+    async fn keep_alive(&mut self) -> Result<()>;
 
     /// Forgets what it knows of tables: their definitions may have changed.
     fn forget_tables(&mut self);

@@ -3,13 +3,14 @@
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use super::progress::{CopyPhase, Meter};
+use super::wait::{backend, watched};
 use super::{PostgresCopy, connect_replica, state};
 use crate::config::ReplicaConfig;
 use crate::error::{Context, Error, Result};
 use crate::event::ApplyEpoch;
 use crate::failpoint;
 use crate::postgres::sql::{Side, classify, quote_table};
-use crate::replica::postgres::ledger::hold_epoch;
+use crate::replica::postgres::ledger::{CopyState, hold_epoch};
 
 /// What is left to do once the replay has passed the last snapshot.
 pub(super) struct Finish {
@@ -26,10 +27,15 @@ impl Finish {
     /// Does it. Killed in between, it goes on behind the last statement that was committed.
     pub(super) async fn run(&self) -> Result<()> {
         let mut replica = connect_replica(&self.replica).await?;
+        let backend = backend(&mut replica).await?;
+        watched(&self.replica.connect, backend, self.run_on(replica)).await
+    }
+
+    async fn run_on(&self, mut replica: PgConnection) -> Result<()> {
         let tables = state::tables(&mut replica, &self.replica.name).await?;
         self.build(&mut replica).await?;
         failpoint::hit("copy.indexes_built")?;
-        for table in &tables {
+        for table in tables.iter().filter(|t| t.state == CopyState::CatchingUp) {
             // Without statistics the applier's and the application's first statements would be planned blindly.
             let analyze = format!("ANALYZE {}", quote_table(&table.table));
             replica.execute(AssertSqlSafe(analyze)).await.map_err(fail).at(|| format!("table {}", table.table))?;
@@ -43,7 +49,12 @@ impl Finish {
 
     async fn build(&self, replica: &mut PgConnection) -> Result<()> {
         let rows = sqlx::query(
-            "SELECT ordinal, table_schema, table_name, statement FROM millstream.deferred_ddl WHERE replica = $1 AND NOT done \
+            // Not those of tables that a later `init` added and that are not loaded, nor of parents (which the ledger has no row of) of such.
+            "SELECT ordinal, table_schema, table_name, statement FROM millstream.deferred_ddl d WHERE replica = $1 AND NOT done \
+             AND NOT EXISTS (SELECT 1 FROM millstream.copied_table t WHERE t.replica = d.replica AND t.state IN ('pending', 'copying') \
+               AND ((t.table_schema, t.table_name) = (d.table_schema, d.table_name) \
+                 OR NOT EXISTS (SELECT 1 FROM millstream.copied_table o WHERE o.replica = d.replica \
+                   AND (o.table_schema, o.table_name) = (d.table_schema, d.table_name)))) \
              ORDER BY array_position(ARRAY['index', 'unique', 'other', 'foreign_key'], kind), ordinal",
         )
         .bind(&self.replica.name)
@@ -75,7 +86,7 @@ impl Finish {
         let mut transaction = replica.begin().await.map_err(fail)?;
         hold_epoch(&mut transaction, &self.replica.name, self.epoch).await?;
         for sql in [
-            "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp() WHERE replica = $1 AND state = 'catching_up'",
+            "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp(), live_after_lsn = NULL WHERE replica = $1 AND state = 'catching_up'",
             "DELETE FROM millstream.copy_chunk WHERE replica = $1",
             "DELETE FROM millstream.deferred_ddl WHERE replica = $1 AND done",
         ] {

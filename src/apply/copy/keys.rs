@@ -9,6 +9,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
+use super::wait::within;
 use crate::capture::snapshot::{KeyColumn, NativeOrder, TableShape};
 use crate::config::SourceConfig;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -129,8 +130,8 @@ impl Oracle {
         let width = keys.first().map_or(0, Vec::len);
         let query: Query<'_, Postgres, PgArguments> = sqlx::query(AssertSqlSafe(question));
         let query = bind_columns(bind_columns(query, bounds, width), keys, width);
-        let found = query.fetch_all(connection).await;
-        let found = found.map_err(|e| classify(e, Side::Source)).at(|| format!("order of keys of {table}"))?;
+        let answer = async { query.fetch_all(connection).await.map_err(|e| classify(e, Side::Source)) };
+        let found = within("asking for the order of keys", answer).await.at(|| format!("order of keys of {table}"))?;
         let count = |row: &sqlx::postgres::PgRow| {
             let n: i64 = sqlx::Row::try_get(row, 0).map_err(|e| classify(e, Side::Source))?;
             usize::try_from(n).map_err(|_| Error::new(ErrorKind::Malformed, "a negative count"))

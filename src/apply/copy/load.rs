@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Meter;
-use super::{PostgresCopy, connect_replica, state};
+use super::{PostgresCopy, connect_replica, state, wait};
 use crate::capture::snapshot::{ChunkMoment, KeyRange, TableReader, TableShape};
 use crate::config::{ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -101,6 +101,7 @@ pub(super) async fn load_all(
 
 async fn run_loader(work: Arc<Work>, meter: Meter) -> Result<()> {
     let mut connections = None;
+    let mut backend = 0;
     loop {
         let Some(job) = lock(&work.jobs).pop_front() else { return Ok(()) };
         let table = job.shape.schema.table.clone();
@@ -109,9 +110,15 @@ async fn run_loader(work: Arc<Work>, meter: Meter) -> Result<()> {
         }
         let (reader, replica) = match &mut connections {
             Some(pair) => pair,
-            none => none.insert((TableReader::connect(&work.source.connect).await?, connect_replica(&work.replica).await?)),
+            none => {
+                let mut replica = connect_replica(&work.replica).await?;
+                backend = wait::backend(&mut replica).await?;
+                none.insert((TableReader::connect(&work.source.connect).await?, replica))
+            }
         };
-        let loaded = load(&work, &meter, &job, reader, replica).await.at(|| format!("table {table}, chunk {}", job.chunk))?;
+        let loading = load(&work, &meter, &job, reader, replica);
+        let loaded =
+            wait::watched(&work.replica.connect, backend, loading).await.at(|| format!("table {table}, chunk {}", job.chunk))?;
         if loaded {
             let mut left = lock(&work.left);
             let rest = left.entry(table).or_insert(1);
@@ -193,6 +200,10 @@ async fn relay(
         }
     }
     if !buffer.is_empty() {
+        // Of a small chunk it is all there is: the limit is for those as well.
+        if let Some(meter) = meter {
+            meter.pass(buffer.len()).await;
+        }
         into.send(&buffer[..]).await.map_err(fail)?;
     }
     let written = into.finish().await.map_err(fail)?;

@@ -11,7 +11,7 @@
 //! ```text
 //!  pending ──plan──► copying ──last chunk──► catching_up ──past the last snapshot, keys and indexes built──► live
 //!     ▲                │  definition changed     │  definition changed, or a TRUNCATE
-//!     └────────────────┴──── emptied ────────────┘  that only some chunks see
+//!     └────────────────┴──── emptied ────────────┘  that only some chunks see, or another timeline (a failover)
 //! ```
 //!
 //! A chunk is stored in the same replica transaction as its rows, so a kill repeats at most the chunks that were in flight. The plan
@@ -43,7 +43,9 @@ mod load;
 mod progress;
 mod replay;
 mod state;
+mod wait;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,11 +64,13 @@ use crate::failpoint;
 use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, connect};
 use crate::preflight::init::{publication, slot};
-use crate::replica::postgres::ledger::CopyState;
+use crate::replica::postgres::CHECK_CLIENT;
+use crate::replica::postgres::ledger::{self, CopyState};
 
 use progress::Meter;
 pub use progress::{CopyPhase, CopyProgress};
 use state::CopyTable;
+use wait::{backend, watched, within};
 
 const APPLICATION: &str = "millstream copy";
 /// Between two looks at transactions that are waited for.
@@ -103,13 +107,25 @@ impl PostgresCopy {
     }
 
     /// Tables that are not live, each looked at again: a definition that changed meanwhile sends it back to `pending`.
-    async fn tables(&self, replica: &mut PgConnection, reader: &mut TableReader, epoch: ApplyEpoch) -> Result<Vec<CopyTable>> {
+    async fn tables(
+        &self,
+        replica: &mut PgConnection,
+        reader: &mut TableReader,
+        epoch: ApplyEpoch,
+        timeline: u32,
+    ) -> Result<Vec<CopyTable>> {
         let name = &self.replica.name;
         let mut tables = state::tables(replica, name).await?;
         if state::finishing(replica, name).await? {
             return Ok(tables);
         }
         for table in tables.iter_mut().filter(|t| t.state != CopyState::Pending) {
+            if table.began_elsewhere(timeline) {
+                let why = format!("the source is on timeline {timeline}, and may lack what was read from the server before it");
+                self.restart(replica, epoch, &table.table, &why).await?;
+                *table = CopyTable::pending(table.table.clone());
+                continue;
+            }
             let now = reader.shape(&table.table).await?;
             if table.began_as(&now) {
                 table.shape = Some(now);
@@ -155,19 +171,42 @@ impl PostgresCopy {
         Ok(())
     }
 
-    async fn check_published(&self, source: &mut PgConnection, tables: &[CopyTable]) -> Result<()> {
+    async fn published(&self, source: &mut PgConnection) -> Result<BTreeSet<TableName>> {
         let name = publication_name(&self.source.name);
-        let published = publication::read(source, &name).await?.map(|p| p.tables).unwrap_or_default();
-        match tables.iter().find(|t| !published.contains(&t.table)) {
-            None => Ok(()),
-            Some(missing) => Err(Error::halt(
-                HaltCode::SourceMisconfigured,
-                format!(
-                    "table {} is to be copied and publication {name} does not have it; run `millstream init` again",
-                    missing.table
-                ),
-            )),
+        let found = within("reading the publication", publication::read(source, &name)).await?;
+        Ok(found.map(|p| p.tables).unwrap_or_default())
+    }
+
+    /// Leaves tables out that an `init` has written into the ledger and not yet published: it may have been killed in between, which is no reason to
+    /// stop the others.
+    async fn only_published(&self, source: &mut PgConnection, tables: Vec<CopyTable>) -> Result<Vec<CopyTable>> {
+        let published = self.published(source).await?;
+        let (ours, others): (Vec<_>, Vec<_>) = tables.into_iter().partition(|t| published.contains(&t.table));
+        for table in others {
+            let (name, table, state) = (publication_name(&self.source.name), table.table, table.state);
+            if state != CopyState::Pending {
+                let message =
+                    format!("table {table} is being copied and publication {name} does not have it; run `millstream init` again");
+                return Err(Error::halt(HaltCode::SourceMisconfigured, message));
+            }
+            let replica = &self.replica.name;
+            tracing::warn!(replica, %table, "is to be copied and not published yet; run `millstream init` again if it has ended");
         }
+        Ok(ours)
+    }
+
+    /// Whom the copy is read from. Positions and transaction ids of another cluster mean nothing here.
+    async fn timeline(&self, replica: &mut PgConnection) -> Result<u32> {
+        let ours = ledger::load(replica, &self.replica.name).await?.history;
+        let theirs = within("asking who the source is", slot::history(&self.source, String::new())).await?;
+        if theirs.system_identifier == ours.system_identifier {
+            return Ok(theirs.timeline);
+        }
+        let message = format!(
+            "the source is cluster {}, and the replica is copied from cluster {}",
+            theirs.system_identifier, ours.system_identifier
+        );
+        Err(Error::halt(HaltCode::HistoryChanged, message))
     }
 
     /// Waits until every transaction that is in progress now has ended (order 2 above).
@@ -180,7 +219,8 @@ impl PostgresCopy {
                 self.meter.waiting_for(None);
                 return Ok(());
             }
-            let named = slot::blockers(source, Some(&left), 0).await?.into_iter().next();
+            let blockers = slot::blockers(source, Some(&left), 0);
+            let named = within("asking who is waited for", blockers).await?.into_iter().next();
             self.meter.waiting_for(named.map(|blocker| blocker.to_string()));
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -193,6 +233,7 @@ impl PostgresCopy {
         reader: &mut TableReader,
         epoch: ApplyEpoch,
         tables: &[CopyTable],
+        timeline: u32,
     ) -> Result<()> {
         let pending: Vec<&TableName> = tables.iter().filter(|t| t.state == CopyState::Pending).map(|t| &t.table).collect();
         if pending.is_empty() {
@@ -203,22 +244,18 @@ impl PostgresCopy {
         self.meter.phase(CopyPhase::Planning);
         for table in pending {
             let plan = reader.plan(table, self.source.copy_chunk_rows).await.at(|| format!("table {table}"))?;
-            state::store_plan(replica, &self.replica.name, epoch, &plan).await.at(|| format!("table {table}"))?;
+            state::store_plan(replica, &self.replica.name, epoch, &plan, timeline).await.at(|| format!("table {table}"))?;
         }
         Ok(())
     }
-}
 
-#[async_trait]
-impl FirstCopy for PostgresCopy {
-    async fn wanted(&self) -> Result<bool> {
-        let mut replica = self.replica().await?;
-        Ok(state::tables(&mut replica, &self.replica.name).await?.iter().any(|t| t.state == CopyState::Pending))
-    }
-
-    async fn prepare(&self, epoch: ApplyEpoch, cancel: &CancellationToken) -> Result<Option<Box<dyn CatchUp>>> {
+    async fn load(
+        &self,
+        mut replica: PgConnection,
+        epoch: ApplyEpoch,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Box<dyn CatchUp>>> {
         let name = &self.replica.name;
-        let mut replica = self.replica().await?;
         if state::tables(&mut replica, name).await?.is_empty() {
             self.meter.phase(CopyPhase::None);
             return Ok(None);
@@ -228,21 +265,27 @@ impl FirstCopy for PostgresCopy {
         let mut reader = TableReader::connect(&self.source.connect).await?;
         self.settle(&mut replica, &mut reader, epoch).await?;
         loop {
-            let tables = self.tables(&mut replica, &mut reader, epoch).await?;
-            self.check_published(&mut source, &tables).await?;
-            self.plan(&mut replica, &mut source, &mut reader, epoch, &tables).await?;
-            let changed = load::load_all(self, epoch, cancel, &mut replica).await?;
-            if changed.is_empty() {
-                break;
+            let timeline = self.timeline(&mut replica).await?;
+            let tables = self.tables(&mut replica, &mut reader, epoch, timeline).await?;
+            let tables = self.only_published(&mut source, tables).await?;
+            if tables.is_empty() {
+                self.meter.phase(CopyPhase::None);
+                return Ok(None);
             }
-            for table in changed {
-                self.restart(&mut replica, epoch, &table, "its definition at the source has changed").await?;
+            self.plan(&mut replica, &mut source, &mut reader, epoch, &tables, timeline).await?;
+            let changed = load::load_all(self, epoch, cancel, &mut replica).await?;
+            for table in &changed {
+                self.restart(&mut replica, epoch, table, "its definition at the source has changed").await?;
+            }
+            // A failover while the chunks were read: of which server each of them is, nobody knows.
+            if changed.is_empty() && self.timeline(&mut replica).await? == timeline {
+                break;
             }
         }
         state::all_loaded(&mut replica, name, epoch).await?;
         let finishing = state::finishing(&mut replica, name).await?;
         let mut tables = Vec::new();
-        for mut table in state::tables(&mut replica, name).await? {
+        for mut table in state::tables(&mut replica, name).await?.into_iter().filter(|t| t.state != CopyState::Pending) {
             let shape = reader.shape(&table.table).await?;
             if !finishing && !table.began_as(&shape) {
                 let message = format!("the definition of {} has just changed", table.table);
@@ -258,13 +301,55 @@ impl FirstCopy for PostgresCopy {
     }
 }
 
-/// Opens a connection to the replica on which, where the role may, triggers and foreign keys do not fire.
+#[async_trait]
+impl FirstCopy for PostgresCopy {
+    async fn wanted(&self) -> Result<bool> {
+        let look = async {
+            let mut replica = connect(&self.replica.connect, Side::Replica, APPLICATION).await?;
+            let mut pending = state::tables(&mut replica, &self.replica.name).await?;
+            pending.retain(|t| t.state == CopyState::Pending);
+            if pending.is_empty() {
+                return Ok(false);
+            }
+            let mut source = connect(&self.source.connect, Side::Source, APPLICATION).await?;
+            let published = self.published(&mut source).await?;
+            Ok(pending.iter().any(|t| published.contains(&t.table)))
+        };
+        within("looking for tables to copy", look).await
+    }
+
+    fn has_work(&self) -> bool {
+        !self.todo.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    async fn prepare(&self, epoch: ApplyEpoch, cancel: &CancellationToken) -> Result<Option<Box<dyn CatchUp>>> {
+        let mut replica = self.replica().await?;
+        let backend = backend(&mut replica).await?;
+        watched(&self.replica.connect, backend, self.load(replica, epoch, cancel)).await
+    }
+}
+
+/// A loader may wait this long for the source between two statements of its replica transaction. Its transactions hold the ledger's row
+/// (I8): one whose daemon is gone, behind a proxy that keeps its connection, must not hold it for ever.
+const IDLE_LIMIT: &str = "SET idle_in_transaction_session_timeout = '5min'";
+
+/// Opens a connection to the replica on which, where the role may, triggers and foreign keys do not fire. Its work ends soon after its client:
+/// an index build that goes on alone would hold the ledger's row, and with it the next applier, to its end.
 async fn connect_replica(config: &ReplicaConfig) -> Result<PgConnection> {
     let mut connection = connect(&config.connect, Side::Replica, APPLICATION).await?;
-    match connection.execute("SET session_replication_role = replica").await {
-        Ok(_) => {}
-        Err(e) if e.as_database_error().and_then(|d| d.code()).is_some_and(|code| code == "42501") => {}
-        Err(e) => return Err(classify(e, Side::Replica)),
-    }
+    let set_up = async {
+        connection.execute(IDLE_LIMIT).await.map_err(|e| classify(e, Side::Replica))?;
+        match connection.execute(CHECK_CLIENT).await {
+            // Before PostgreSQL 14, and on some platforms, there is no such setting.
+            Ok(_) | Err(sqlx::Error::Database(_)) => {}
+            Err(e) => return Err(classify(e, Side::Replica)),
+        }
+        match connection.execute("SET session_replication_role = replica").await {
+            Ok(_) => Ok(()),
+            Err(e) if e.as_database_error().and_then(|d| d.code()).is_some_and(|code| code == "42501") => Ok(()),
+            Err(e) => Err(classify(e, Side::Replica)),
+        }
+    };
+    within("setting up the session", set_up).await?;
     Ok(connection)
 }

@@ -102,6 +102,8 @@ pub(super) struct Replay {
     oracle: Oracle,
     todo: Arc<Mutex<Vec<Todo>>>,
     finish: finish::Finish,
+    /// Keys to be read again, and the transactions that have to be visible then: of the unit of the log at hand.
+    rereads: Vec<(usize, Key, Xid)>,
 }
 
 /// Keys of one call whose chunks are known.
@@ -124,6 +126,7 @@ impl Replay {
             oracle: Oracle::new(copy.source.clone()),
             todo: Arc::clone(&copy.todo),
             finish: finish::Finish::new(copy, epoch),
+            rereads: Vec::new(),
         })
     }
 
@@ -154,6 +157,20 @@ impl Replay {
         let table = self.tables[table].shape.schema.table.clone();
         let text = format!("the copy of {table} starts again: {why}");
         self.again(vec![Todo::Restart { table, why: why.to_owned() }], &text)
+    }
+
+    /// Notes keys to be read again; a transaction that moves too many of them makes its table's copy start again.
+    fn read_again(&mut self, mut keys: Vec<(usize, Key)>, xid: Xid) -> Result<()> {
+        keys.sort_unstable();
+        keys.dedup();
+        self.rereads.extend(keys.into_iter().map(|(table, key)| (table, key, xid)));
+        let mut of_this = self.rereads.iter().filter(|(_, _, after)| *after == xid);
+        match of_this.nth(MAX_REREADS).map(|(table, ..)| *table) {
+            None => Ok(()),
+            Some(table) => {
+                Err(self.restart(table, "a transaction moved many of its rows, with values that the log does not hold"))
+            }
+        }
     }
 
     /// Asks the source for the chunks that cannot be told here.
@@ -223,23 +240,23 @@ impl CatchUp for Replay {
         for change in changes {
             kept.extend(judge.change(change)?);
         }
-        let mut rereads = std::mem::take(&mut judge.rereads);
-        if rereads.is_empty() {
-            return Ok(kept);
+        let rereads = std::mem::take(&mut judge.rereads);
+        self.read_again(rereads, xid)?;
+        Ok(kept)
+    }
+
+    fn interruption(&mut self) -> Option<Error> {
+        if self.rereads.is_empty() {
+            return None;
         }
-        rereads.sort_unstable();
-        rereads.dedup();
-        if rereads.len() > MAX_REREADS {
-            let table = rereads[0].0;
-            return Err(self.restart(table, "a transaction moved many of its rows, with values that the log does not hold"));
-        }
+        let rereads = std::mem::take(&mut self.rereads);
         let text = format!("{} moved rows with values that the log does not hold are read again", rereads.len());
-        let todo = rereads.into_iter().map(|(table, key)| Todo::Reread {
+        let todo = rereads.into_iter().map(|(table, key, after)| Todo::Reread {
             table: self.tables[table].shape.schema.table.clone(),
             key,
-            after: xid,
+            after,
         });
-        Err(self.again(todo.collect(), &text))
+        Some(self.again(todo.collect(), &text))
     }
 
     async fn committed(&mut self, position: Position) -> Result<bool> {

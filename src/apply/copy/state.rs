@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, Lsn, TableName, TableSchema};
 use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, quote_table};
+use crate::preflight::init;
 use crate::replica::postgres::ledger::{CopyState, hold_epoch};
 
 /// A table that is not live.
@@ -19,13 +20,20 @@ pub(super) struct CopyTable {
     pub(super) state: CopyState,
     /// Version and key that the copy was begun with.
     began: Option<(TableSchema, Vec<String>)>,
+    /// The source's timeline that the copy was begun on.
+    timeline: Option<u32>,
     /// What it is now, when that is the same.
     pub(super) shape: Option<TableShape>,
 }
 
 impl CopyTable {
     pub(super) fn pending(table: TableName) -> Self {
-        Self { table, state: CopyState::Pending, began: None, shape: None }
+        Self { table, state: CopyState::Pending, began: None, timeline: None, shape: None }
+    }
+
+    /// True when chunks have been read on another timeline than this.
+    pub(super) fn began_elsewhere(&self, timeline: u32) -> bool {
+        self.timeline.is_some_and(|began| began != timeline)
     }
 
     /// True when a shape is the one that the copy was begun with.
@@ -55,11 +63,11 @@ fn damaged(message: impl Into<String>) -> Error {
     Error::halt(HaltCode::LedgerDamaged, message)
 }
 
-/// Tables that are not live, by name.
+/// Tables that are not live and do not leave, by name.
 pub(super) async fn tables(replica: &mut PgConnection, name: &str) -> Result<Vec<CopyTable>> {
     let rows = sqlx::query(
-        "SELECT table_schema, table_name, state, table_version, key_columns FROM millstream.copied_table \
-         WHERE replica = $1 AND state <> 'live' ORDER BY table_schema, table_name",
+        "SELECT table_schema, table_name, state, table_version, key_columns, timeline FROM millstream.copied_table \
+         WHERE replica = $1 AND state NOT IN ('live', 'leaving') ORDER BY table_schema, table_name",
     )
     .bind(name)
     .fetch_all(replica)
@@ -75,7 +83,8 @@ pub(super) async fn tables(replica: &mut PgConnection, name: &str) -> Result<Vec
                 _ => CopyState::CatchingUp,
             };
             let table = TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?);
-            Ok(CopyTable { table, state, began: version.map(|v| (v, key)), shape: None })
+            let timeline = get::<Option<i64>>(row, 5)?.and_then(|number| u32::try_from(number).ok());
+            Ok(CopyTable { table, state, began: version.map(|v| (v, key)), timeline, shape: None })
         })
         .collect()
 }
@@ -114,7 +123,13 @@ pub(super) async fn finishing(replica: &mut PgConnection, name: &str) -> Result<
 }
 
 /// Stores a table's plan: from then on its copy has begun.
-pub(super) async fn store_plan(replica: &mut PgConnection, name: &str, epoch: ApplyEpoch, plan: &TablePlan) -> Result<()> {
+pub(super) async fn store_plan(
+    replica: &mut PgConnection,
+    name: &str,
+    epoch: ApplyEpoch,
+    plan: &TablePlan,
+    timeline: u32,
+) -> Result<()> {
     let table = &plan.shape.schema.table;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
@@ -141,7 +156,7 @@ pub(super) async fn store_plan(replica: &mut PgConnection, name: &str, epoch: Ap
     let key: Vec<&str> = plan.shape.key.iter().map(|k| k.name.as_str()).collect();
     sqlx::query(
         "UPDATE millstream.copied_table SET state = 'copying', table_version = $4, key_columns = $5, estimated_rows = $6, \
-         estimated_bytes = $7, rows = 0, bytes = 0, began_at = clock_timestamp() \
+         estimated_bytes = $7, timeline = $8, rows = 0, bytes = 0, began_at = clock_timestamp() \
          WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND state = 'pending'",
     )
     .bind(name)
@@ -151,6 +166,7 @@ pub(super) async fn store_plan(replica: &mut PgConnection, name: &str, epoch: Ap
     .bind(key)
     .bind(plan.estimated_rows.cast_signed())
     .bind(plan.estimated_bytes.cast_signed())
+    .bind(i64::from(timeline))
     .execute(&mut *transaction)
     .await
     .map_err(fail)?;
@@ -162,7 +178,7 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
     let back = sqlx::query(
-        "UPDATE millstream.copied_table SET state = 'pending', table_version = NULL, key_columns = NULL, live_after_lsn = NULL, rows = 0, bytes = 0 \
+        "UPDATE millstream.copied_table SET state = 'pending', table_version = NULL, key_columns = NULL, timeline = NULL, live_after_lsn = NULL, rows = 0, bytes = 0 \
          WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND state IN ('copying', 'catching_up')",
     )
     .bind(name)
@@ -185,8 +201,26 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
         let referenced: bool = sqlx::query_scalar(referenced).bind(&quoted).fetch_one(&mut *transaction).await.map_err(fail)?;
         let empty = if referenced { format!("DELETE FROM ONLY {quoted}") } else { format!("TRUNCATE ONLY {quoted}") };
         transaction.execute(AssertSqlSafe(empty)).await.map_err(fail)?;
+        if !referenced {
+            take_keys_off(&mut transaction, name, table).await?;
+        }
     }
     transaction.commit().await.map_err(fail)
+}
+
+/// Keys that were built already may be broken while the table is loaded again: they are put off once more. (Those that foreign keys of other
+/// tables stand on cannot be dropped alone and stay.)
+async fn take_keys_off(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<()> {
+    let built = "kind <> 'index' AND statement NOT LIKE '% NOT VALID' AND done";
+    let forget =
+        format!("DELETE FROM millstream.deferred_ddl WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND {built}");
+    let query = sqlx::query(AssertSqlSafe(forget)).bind(name).bind(&table.schema).bind(&table.name);
+    if query.execute(&mut *transaction).await.map_err(fail)?.rows_affected() == 0 {
+        return Ok(());
+    }
+    let (drops, later) = init::keys_to_take_off(transaction, table).await?;
+    init::publication::execute(transaction, Side::Replica, &drops).await?;
+    init::put_off(transaction, name, &later).await.map_err(fail)
 }
 
 /// Notes a chunk as loaded, in the transaction that holds its rows.
@@ -252,10 +286,10 @@ pub(super) async fn all_loaded(replica: &mut PgConnection, name: &str, epoch: Ap
     hold_epoch(&mut transaction, name, epoch).await?;
     sqlx::query(
         "UPDATE millstream.copied_table t SET state = 'catching_up', live_after_lsn = (SELECT max(insert_lsn) FROM millstream.copy_chunk WHERE replica = $1), \
-           copy_group = (SELECT max(copy_group) FROM millstream.copied_table WHERE replica = $1 AND state <> 'live'), \
+           copy_group = (SELECT max(copy_group) FROM millstream.copied_table WHERE replica = $1 AND state NOT IN ('live', 'leaving')), \
            rows = c.rows, bytes = c.bytes \
          FROM (SELECT table_schema, table_name, sum(rows)::int8 AS rows, sum(bytes)::int8 AS bytes FROM millstream.copy_chunk WHERE replica = $1 GROUP BY 1, 2) c \
-         WHERE t.replica = $1 AND t.state <> 'live' AND t.table_schema = c.table_schema AND t.table_name = c.table_name",
+         WHERE t.replica = $1 AND t.state NOT IN ('live', 'leaving') AND t.table_schema = c.table_schema AND t.table_name = c.table_name",
     )
     .bind(name)
     .execute(&mut *transaction)
@@ -269,8 +303,8 @@ pub(super) async fn progress(replica: &mut PgConnection, name: &str) -> Result<C
     let row = sqlx::query(
         "SELECT count(DISTINCT (c.table_schema, c.table_name))::int8, count(*)::int8, count(*) FILTER (WHERE c.state = 'loaded')::int8, \
            coalesce(sum(c.rows), 0)::int8, coalesce(sum(c.bytes), 0)::int8, \
-           (SELECT coalesce(sum(estimated_rows), 0)::int8 FROM millstream.copied_table WHERE replica = $1 AND state <> 'live'), \
-           (SELECT count(*)::int8 FROM millstream.copied_table t WHERE replica = $1 AND state <> 'live' AND NOT EXISTS (SELECT 1 FROM millstream.copy_chunk x \
+           (SELECT coalesce(sum(estimated_rows), 0)::int8 FROM millstream.copied_table WHERE replica = $1 AND state NOT IN ('live', 'leaving')), \
+           (SELECT count(*)::int8 FROM millstream.copied_table t WHERE replica = $1 AND state NOT IN ('live', 'leaving') AND NOT EXISTS (SELECT 1 FROM millstream.copy_chunk x \
               WHERE x.replica = $1 AND x.table_schema = t.table_schema AND x.table_name = t.table_name AND x.state = 'pending')) \
          FROM millstream.copy_chunk c WHERE c.replica = $1",
     )

@@ -59,11 +59,9 @@ pub(super) async fn place(
         ])),
         (None, Some((_, differences))) if !differences.is_empty() => Ok(Err(differences)),
         (None, Some((lsn, _))) => {
-            let mut cursor = stream::register(queue, &source.name, &replica.name).await?;
-            cursor.position = cursor.position.max(Some(Position::Lsn(lsn)));
-            stream::put_cursor(queue, &source.name, &replica.name, &cursor).await?;
             report(Line::Note(format!("rows of {} tables are counted alike while writers stand still", tables.len())));
-            Ok(Ok(cursor))
+            // Not the log's present end: a writer that came back after the count may be in it already.
+            at(queue, source, replica, Position::Lsn(lsn)).await
         }
         (Some(position), still) => {
             if let Some(refusal) = check_physical(replica, history, position).await? {

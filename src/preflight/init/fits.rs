@@ -44,5 +44,38 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
             found.push(format!("its primary key is not the source's: ALTER TABLE {name} ADD {};", key.text));
         }
     }
+    let identity = source.constraints.iter().filter(|k| k.finds_rows && k.kind == 'u').map(|k| k.text.as_str());
+    for wanted in identity.chain(source.indexes.iter().filter(|i| i.finds_rows).map(|i| i.text.as_str())).map(indexed) {
+        let keys = replica.constraints.iter().filter(|k| matches!(k.kind, 'p' | 'u')).map(|k| k.text.as_str());
+        let mut unique = keys.chain(replica.indexes.iter().filter(|i| i.unique).map(|i| i.text.as_str()));
+        if !unique.any(|text| indexed(text) == wanted) {
+            found
+                .push(format!("the index that finds its rows at the source is missing: CREATE UNIQUE INDEX ON {name} {wanted};"));
+        }
+    }
     found
+}
+
+/// What a unique key is over, from a constraint's text or an index's; with its condition, if it has one.
+fn indexed(text: &str) -> &str {
+    let starts = ["PRIMARY KEY ", "UNIQUE ", " USING btree "];
+    let rest = starts.iter().rev().find_map(|start| text.split_once(start).map(|(_, rest)| rest)).unwrap_or(text);
+    rest.split(" INCLUDE ").next().unwrap_or(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_known_by_its_columns_however_it_is_written() {
+        for text in [
+            "PRIMARY KEY (a, b)",
+            "UNIQUE (a, b) INCLUDE (c)",
+            "CREATE UNIQUE INDEX i ON public.t USING btree (a, b) INCLUDE (c)",
+        ] {
+            assert_eq!(indexed(text), "(a, b)");
+        }
+        assert_eq!(indexed("CREATE UNIQUE INDEX i ON public.t USING btree (a) WHERE (a > 5)"), "(a) WHERE (a > 5)");
+    }
 }

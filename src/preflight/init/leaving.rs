@@ -1,7 +1,8 @@
-//! Tables that the configuration no longer names, on a replica where they are live.
+//! Tables that the configuration no longer names, on a replica that has them.
 //!
 //! The publication lets them go first. The log may still hold changes to them, and a replica that does not know a table halts at its changes; so the
-//! ledger keeps the table until the replica has passed the place where the publication let it go. It can come back only after that, by a new copy:
+//! ledger keeps the table until the replica has passed the place where the publication let it go. Until then changes to a live table are applied,
+//! and those to one that never was are dropped. It can come back only after that, by a new copy:
 //! changes made while it was not published are in no log.
 
 use std::time::Duration;
@@ -42,19 +43,24 @@ pub(super) async fn leave(
         return Ok(false);
     }
     let name = &target.config.name;
-    let here = sqlx::query_scalar::<_, String>("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
-        .fetch_one(source)
-        .await
-        .map_err(|e| classify(e, Side::Source))?;
-    for table in target.plan.leaving.iter().filter(|t| published.removed.contains(t)) {
-        sqlx::query("UPDATE millstream.copied_table SET live_after_lsn = $4::pg_lsn WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
-            .bind(name)
-            .bind(&table.schema)
-            .bind(&table.name)
-            .bind(&here)
-            .execute(&mut target.connection)
-            .await
-            .map_err(|e| classify(e, Side::Replica))?;
+    // A run that was killed behind the publication has left tables without a mark.
+    let mut unmarked = Vec::new();
+    for table in &target.plan.leaving {
+        if !is_marked(&mut target.connection, name, table).await? {
+            unmarked.push(table);
+        }
+    }
+    if !unmarked.is_empty() {
+        let Some(here) = published_no_more(source).await? else {
+            report(Line::Note(format!(
+                "replica {name}: tables leave once the transactions have ended that were in progress when they were taken out of the \
+                 publication; run init again then"
+            )));
+            return Ok(!published.removed.is_empty());
+        };
+        for table in unmarked {
+            mark(&mut target.connection, name, table, &here).await?;
+        }
     }
     let deadline = tokio::time::Instant::now() + WAIT;
     loop {
@@ -70,18 +76,64 @@ pub(super) async fn leave(
         }
         if tokio::time::Instant::now() > deadline {
             let list = left.join(", ");
-            report(Line::Note(format!("replica {name}: {list} leave once the replica has passed {here}; run init again then")));
+            report(Line::Note(format!(
+                "replica {name}: {list} leave once the replica has passed their last changes; run init again then"
+            )));
             return Ok(left.len() < target.plan.leaving.len());
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
+/// A place in the source's log behind every change to tables that the publication has let go: what a transaction changed before is sent when it
+/// commits. `None` when such a transaction does not end for a while.
+async fn published_no_more(source: &mut PgConnection) -> Result<Option<String>> {
+    let fail = |e| classify(e, Side::Source);
+    // An id of our own bounds them all; a snapshot's end hides the newest ones in progress.
+    let bound: String =
+        sqlx::query_scalar("SELECT pg_catalog.pg_current_xact_id()::text").fetch_one(&mut *source).await.map_err(fail)?;
+    let deadline = tokio::time::Instant::now() + WAIT;
+    let ended = "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::xid8";
+    while !sqlx::query_scalar::<_, bool>(ended).bind(&bound).fetch_one(&mut *source).await.map_err(fail)? {
+        if tokio::time::Instant::now() > deadline {
+            return Ok(None);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let here = sqlx::query_scalar("SELECT pg_catalog.pg_current_wal_insert_lsn()::text").fetch_one(source).await.map_err(fail)?;
+    Ok(Some(here))
+}
+
+async fn is_marked(replica: &mut PgConnection, name: &str, table: &TableName) -> Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3 \
+         AND live_after_lsn IS NOT NULL)",
+    )
+    .bind(name)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .fetch_one(replica)
+    .await
+    .map_err(|e| classify(e, Side::Replica))
+}
+
+async fn mark(replica: &mut PgConnection, name: &str, table: &TableName, here: &str) -> Result<()> {
+    sqlx::query("UPDATE millstream.copied_table SET live_after_lsn = $4::pg_lsn WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
+        .bind(name)
+        .bind(&table.schema)
+        .bind(&table.name)
+        .bind(here)
+        .execute(replica)
+        .await
+        .map(drop)
+        .map_err(|e| classify(e, Side::Replica))
+}
+
 /// Forgets a table that the replica has passed the end of.
 async fn forget(replica: &mut PgConnection, name: &str, table: &TableName) -> Result<bool> {
     let gone = sqlx::query(
         "DELETE FROM millstream.copied_table c USING millstream.replica r WHERE r.name = c.replica AND c.replica = $1 \
-         AND c.table_schema = $2 AND c.table_name = $3 AND r.position::pg_lsn >= coalesce(c.live_after_lsn, '0/0')",
+         AND c.table_schema = $2 AND c.table_name = $3 AND r.position::pg_lsn >= c.live_after_lsn",
     )
     .bind(name)
     .bind(&table.schema)

@@ -49,7 +49,7 @@ use crate::replica::postgres::ledger::{self, CopyState};
 pub use adopt::Adopt;
 pub use blueprint::Blueprint;
 pub use catalog::{Resolved, resolve};
-pub use replica::{Loading, NewReplica, ReplicaPlan};
+pub use replica::{Loading, NewReplica, ReplicaPlan, keys_to_take_off, put_off};
 
 const APPLICATION: &str = "millstream init";
 
@@ -58,7 +58,7 @@ const APPLICATION: &str = "millstream init";
 pub struct InitOptions {
     /// Only this source; all when `None`.
     pub source: Option<String>,
-    /// Only this replica (and its source); all when `None`.
+    /// Only this replica (and its source); all when `None`. Others that are known come along where the tables published change.
     pub replica: Option<String>,
     /// Say the SQL and do nothing.
     pub dry_run: bool,
@@ -117,7 +117,10 @@ struct Target<'a> {
 pub async fn init(config: &Config, queue: &Arc<dyn Queue>, options: &InitOptions, report: Report<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::Unchanged;
     for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
-        let done = init_source(source, &replicas, queue, options, report).await.at(|| format!("source '{}'", source.name))?;
+        let siblings: Vec<_> =
+            config.replicas.values().filter(|r| r.source == source.name && !replicas.iter().any(|s| s.name == r.name)).collect();
+        let done =
+            init_source(source, &replicas, &siblings, queue, options, report).await.at(|| format!("source '{}'", source.name))?;
         match done {
             Outcome::Refused => return Ok(Outcome::Refused),
             Outcome::Changed => outcome = Outcome::Changed,
@@ -158,6 +161,7 @@ pub fn select<'a>(
 async fn init_source(
     config: &SourceConfig,
     replicas: &[&ReplicaConfig],
+    siblings: &[&ReplicaConfig],
     queue: &Arc<dyn Queue>,
     options: &InitOptions,
     report: Report<'_>,
@@ -173,18 +177,26 @@ async fn init_source(
         refused.push(format!("no table matches {:?}", config.tables));
     }
     let blueprint = Blueprint::read(&mut source, &resolved).await?;
+    let publication = publication_name(&config.name);
+    let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
     let mut targets = Vec::new();
-    for replica in replicas {
+    // The publication is the source's: a replica that was not asked for would halt at the first change to a table that it does not know.
+    let concerned = siblings.iter().filter(|_| !published.added.is_empty() || !published.removed.is_empty());
+    for replica in replicas.iter().chain(concerned) {
         let loading = if options.adopt.is_some() { Loading::Adopt } else { Loading::Copy };
         let target = target(replica, queue, config, &blueprint, loading).await.at(|| format!("replica '{}'", replica.name))?;
+        if siblings.iter().any(|s| s.name == replica.name) {
+            if !target.known {
+                continue;
+            }
+            report(Line::Note(format!("replica {} comes along: the tables that its source publishes change", replica.name)));
+        }
         refused.extend(target.plan.refused.iter().map(|r| format!("replica {}: {r}", replica.name)));
         for note in &target.plan.notes {
             report(Line::Note(format!("replica {}: {note}", replica.name)));
         }
         targets.push(target);
     }
-    let publication = publication_name(&config.name);
-    let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
     refused.extend(targets.iter().flat_map(|t| leaving::still_leaving(t, &published)));
     if !refused.is_empty() {
         refused.into_iter().for_each(|text| report(Line::Refused(text)));
@@ -272,6 +284,11 @@ async fn extend(target: &mut Target<'_>, report: Report<'_>) -> Result<bool> {
         return Ok(false);
     }
     let name = &target.config.name;
+    for statement in replica::put_off_for(&mut target.connection, name, &target.plan.gone).await? {
+        report(Line::Note(format!(
+            "replica {name}: what was put off until its copy had caught up is yours to build: {statement};"
+        )));
+    }
     replica::carry_out(&mut target.connection, name, &target.plan, None, CopyState::Pending).await?;
     report(Line::Done(format!("replica {name}: {}", gist(&target.plan.tables, &target.plan.gone))));
     Ok(true)

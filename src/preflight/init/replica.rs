@@ -27,9 +27,9 @@ pub struct ReplicaPlan {
     pub deferred: Vec<Deferred>,
     /// Tables that the ledger does not know yet.
     pub tables: Vec<TableName>,
-    /// Tables of the ledger that are not wanted any more and were never live.
+    /// Tables of the ledger that are not wanted any more and were never live: from now on what comes of them is dropped.
     pub gone: Vec<TableName>,
-    /// Live tables that are not wanted any more: they stay until the last change to them is applied.
+    /// Those, and live ones that are not wanted any more: the ledger has them until the last change to them is passed.
     pub leaving: Vec<TableName>,
     /// What stands in the way.
     pub refused: Vec<String>,
@@ -70,7 +70,16 @@ pub async fn plan(
     let wanted: BTreeSet<&TableName> = blueprint.tables.iter().map(|t| &t.table).collect();
     plan.tables = fresh.iter().map(|t| t.table.clone()).collect();
     for (name, state) in registered.iter().filter(|(name, _)| !wanted.contains(name)) {
-        if *state == CopyState::Live { plan.leaving.push(name.clone()) } else { plan.gone.push(name.clone()) }
+        plan.leaving.push(name.clone());
+        if !matches!(state, CopyState::Live | CopyState::Leaving) {
+            plan.gone.push(name.clone());
+        }
+    }
+    for (name, _) in registered.iter().filter(|(name, state)| **state == CopyState::Leaving && wanted.contains(name)) {
+        plan.refused.push(format!(
+            "{name} is leaving, and changes to it are dropped: take it out of the source's tables, run `millstream init` until it has left, empty it on \
+             the replica, then put it back"
+        ));
     }
     if fresh.is_empty() {
         return Ok(plan);
@@ -95,6 +104,35 @@ pub async fn plan(
         plan.deferred.sort_by_key(|d| d.kind);
     }
     Ok(plan)
+}
+
+/// Statements that some tables' copies would have ended with and that have not run: on a table that was there before `init`, keys that it took off.
+///
+/// # Errors
+/// The server's.
+pub async fn put_off_for(replica: &mut PgConnection, name: &str, tables: &[TableName]) -> Result<Vec<String>> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
+    sqlx::query_scalar(
+        "SELECT d.statement FROM millstream.deferred_ddl d JOIN unnest($2::text[], $3::text[]) u(s, t) \
+         ON d.table_schema = u.s AND d.table_name = u.t WHERE d.replica = $1 AND NOT d.done ORDER BY d.ordinal",
+    )
+    .bind(name)
+    .bind(schemas)
+    .bind(names)
+    .fetch_all(replica)
+    .await
+    .map_err(|e| classify(e, Side::Replica))
+}
+
+/// The statements that take off what of a replica's table may be broken while it is copied, and what is to be built later instead.
+///
+/// # Errors
+/// The server's.
+pub async fn keys_to_take_off(replica: &mut PgConnection, table: &TableName) -> Result<(Vec<String>, Vec<Deferred>)> {
+    let Some(id) = tables(replica).await?.get(table).copied() else { return Ok((Vec::new(), Vec::new())) };
+    let found = definition::read(replica, Side::Replica, &[id]).await?;
+    let taken_off = found.values().next().map(ddl::take_off);
+    Ok(taken_off.map(|(drops, later)| (drops.into_iter().flatten().collect(), later)).unwrap_or_default())
 }
 
 async fn tables(replica: &mut PgConnection) -> Result<BTreeMap<TableName, u32>> {
@@ -273,8 +311,10 @@ async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan
     .await?;
     let (schemas, tables): (Vec<&str>, Vec<&str>) = plan.gone.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
     sqlx::query(
-        "DELETE FROM millstream.copied_table c USING unnest($2::text[], $3::text[]) u(s, t) \
-         WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t",
+        "WITH gone AS (DELETE FROM millstream.copy_chunk c USING unnest($2::text[], $3::text[]) u(s, t) \
+           WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t) \
+         UPDATE millstream.copied_table c SET state = 'leaving', live_after_lsn = NULL FROM unnest($2::text[], $3::text[]) u(s, t) \
+         WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t AND c.state <> 'live'",
     )
     .bind(name)
     .bind(schemas)
@@ -289,7 +329,15 @@ async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan
     .bind(plan.gone.iter().map(|t| t.name.as_str()).collect::<Vec<_>>())
     .execute(&mut *replica)
     .await?;
-    for deferred in &plan.deferred {
+    put_off(replica, name, &plan.deferred).await
+}
+
+/// Notes what is built when the copy has caught up.
+///
+/// # Errors
+/// The server's.
+pub async fn put_off(replica: &mut PgConnection, name: &str, later: &[Deferred]) -> Result<(), sqlx::Error> {
+    for deferred in later {
         sqlx::query(
             "INSERT INTO millstream.deferred_ddl (replica, ordinal, table_schema, table_name, kind, statement) \
              SELECT $1, coalesce(max(ordinal), 0) + 1, $2, $3, $4, $5 FROM millstream.deferred_ddl WHERE replica = $1",

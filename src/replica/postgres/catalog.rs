@@ -15,6 +15,8 @@ pub struct CatalogColumn {
     pub name: String,
     /// `schema.type`, as the log writes types.
     pub type_name: String,
+    /// Length, precision and scale; -1 for none, and for a domain.
+    pub modifier: i32,
     /// As declared: a domain under its own name.
     pub declared_type: String,
     /// The type for a cast: quoted, without length, precision and scale, which assignment enforces.
@@ -112,7 +114,7 @@ async fn read_columns(connection: &mut PgConnection, oid: i64) -> Result<Vec<Cat
         a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL, \
         n.nspname = 'pg_catalog' AND coalesce(l.collisdeterministic, true) AND t.typname IN ('bool', 'int2', 'int4', 'int8', 'oid', \
         'text', 'varchar', 'uuid', 'date', 'time', 'timestamp', 'timestamptz', 'bytea', 'pg_lsn'), \
-        n.nspname || '.' || t.typname \
+        n.nspname || '.' || t.typname, a.atttypmod \
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
         JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation \
         WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
@@ -127,6 +129,7 @@ async fn read_columns(connection: &mut PgConnection, oid: i64) -> Result<Vec<Cat
         required: row.get(5),
         exact: row.get(6),
         declared_type: row.get(7),
+        modifier: row.get(8),
     };
     Ok(rows.iter().map(column).collect())
 }

@@ -1,4 +1,4 @@
-//! From SQLSTATE to [`ErrorKind`] (PostgreSQL documentation, appendix "PostgreSQL Error Codes").
+//! sqlx's errors as the applier says them; what a SQLSTATE means is in [`crate::postgres::sqlstate`].
 //!
 //! Messages of data errors may quote values (`invalid input syntax for type integer: "…"`, `Key (email)=(…)`), and values never
 //! go into logs: of those only code, table, column, type and constraint are kept.
@@ -11,6 +11,7 @@ use sqlx::postgres::PgDatabaseError;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::halt::HaltCode;
+use crate::postgres::sqlstate::{Side, kind_of_sqlstate, quotes_values};
 
 /// No statement outside of a batch or a copy may take longer.
 pub const SHORT_WAIT: Duration = Duration::from_secs(30);
@@ -58,39 +59,35 @@ pub fn concerns_rows(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Halt(HaltCode::ReplicaConstraint | HaltCode::ReplicaConflict))
 }
 
-fn from_server(error: &PgDatabaseError) -> Error {
-    Error::new(kind_of(error.code()), describe(error))
+/// Marks what the server canceled: past `statement_timeout`, or by somebody's `pg_cancel_backend`.
+#[derive(Debug)]
+struct Canceled;
+
+impl std::fmt::Display for Canceled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SQLSTATE 57014")
+    }
 }
 
-fn kind_of(code: &str) -> ErrorKind {
-    use ErrorKind::{Busy, Connection, Halt};
-    match code {
-        // Somebody ended our backend, or the server goes down or comes up.
-        "57P01" | "57P02" | "57P03" | "57P05" => Connection,
-        // statement_timeout, lock_timeout, a cancel.
-        "57014" | "55P03" => Busy,
-        // The table is in use by this or another session; a reset schema version.
-        "55006" => Busy,
-        // read_only_sql_transaction: a standby, or a failover in progress.
-        "25006" => Connection,
-        "42501" | "28000" | "28P01" | "3D000" => Halt(HaltCode::ReplicaDenied),
-        // Missing or different table, column, type.
-        "42P01" | "42703" | "42704" | "3F000" | "42804" | "42846" | "428C9" | "42809" | "42883" => Halt(HaltCode::SchemaMismatch),
-        "0A000" => Halt(HaltCode::ReplicaConstraint),
-        "53100" | "53200" | "53400" => ErrorKind::NoSpace,
-        _ => match &code[..code.len().min(2)] {
-            "08" => Connection,
-            "40" | "53" => Busy,
-            "22" | "23" | "44" | "P0" | "09" | "27" => Halt(HaltCode::ReplicaConstraint),
-            _ => ErrorKind::Unexpected,
-        },
+impl std::error::Error for Canceled {}
+
+/// True when the server gave a statement up before its end.
+#[must_use]
+pub fn is_canceled(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.is::<Canceled>())
+}
+
+fn from_server(error: &PgDatabaseError) -> Error {
+    if error.code() == "57014" {
+        return Error::new(ErrorKind::Busy, describe(error)).with_source(Canceled);
     }
+    Error::new(kind_of_sqlstate(error.code(), Side::Replica), describe(error))
 }
 
 fn describe(error: &PgDatabaseError) -> String {
     let code = error.code();
-    let private = matches!(&code[..code.len().min(2)], "22" | "23" | "44" | "P0" | "09" | "27");
-    let mut text = if private { format!("PostgreSQL refused a row ({})", meaning(code)) } else { error.message().to_owned() };
+    let mut text =
+        if quotes_values(code) { format!("PostgreSQL refused a row ({})", meaning(code)) } else { error.message().to_owned() };
     let parts = [
         ("table", error.table().map(|t| format!("{}.{t}", error.schema().unwrap_or_default()))),
         ("column", error.column().map(str::to_owned)),

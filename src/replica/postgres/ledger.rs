@@ -33,6 +33,8 @@ pub enum CopyState {
     CatchingUp,
     /// Complete: shows only prefixes of the source's commit order (I4).
     Live,
+    /// Not replicated any more before it was complete: what the log still holds of it is dropped.
+    Leaving,
 }
 
 impl CopyState {
@@ -44,11 +46,12 @@ impl CopyState {
             Self::Copying => "copying",
             Self::CatchingUp => "catching_up",
             Self::Live => "live",
+            Self::Leaving => "leaving",
         }
     }
 
     fn parse(text: &str) -> Result<Self> {
-        [Self::Pending, Self::Copying, Self::CatchingUp, Self::Live]
+        [Self::Pending, Self::Copying, Self::CatchingUp, Self::Live, Self::Leaving]
             .into_iter()
             .find(|state| state.as_str() == text)
             .ok_or_else(|| damaged(format!("copied_table.state is '{text}'")))

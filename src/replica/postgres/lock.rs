@@ -1,10 +1,24 @@
 //! One applier per replica: a session-level advisory lock that dies with its connection. A convenience that avoids fights and
 //! tells who holds it; what makes two appliers safe is the apply epoch (I8).
+//!
+//! A connection can outlive its daemon: a proxy or a pooler between them keeps it. An applier shows signs of life every
+//! [`crate::replica::KEEP_ALIVE`]; one of our own role that has not for [`ORPHANED_SECONDS`] is ended, or the replica would stand still
+//! until somebody did it by hand. One that was merely stopped and wakes up finds its session gone, and the ledger under another epoch.
 
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::errors::{SHORT_WAIT, within};
 use crate::error::{Error, ErrorKind, Result};
+
+/// A holder that has been idle for so long is nobody's any more.
+const ORPHANED_SECONDS: f64 = 30.0;
+
+/// The holder of a lock.
+const HOLDER: &str = "FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid, \
+     LATERAL (SELECT pg_catalog.hashtextextended($1, 0) AS key) k \
+     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
+       AND l.classid::bigint = ((k.key >> 32) & 4294967295) AND l.objid::bigint = (k.key & 4294967295) \
+       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
 
 /// Takes the lock of a replica for this session.
 ///
@@ -23,21 +37,21 @@ pub async fn acquire(connection: &mut PgConnection, replica: &str) -> Result<()>
     if taken {
         return Ok(());
     }
-    let holder = within(
-        SHORT_WAIT,
-        "asking who holds the replica's lock",
-        sqlx::query(
-            "SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'a local socket'), a.backend_start::text \
-             FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid, \
-                  LATERAL (SELECT pg_catalog.hashtextextended($1, 0) AS key) k \
-             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
-               AND l.classid::bigint = ((k.key >> 32) & 4294967295) AND l.objid::bigint = (k.key & 4294967295) \
-               AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
-        )
-        .bind(&key)
-        .fetch_optional(connection),
-    )
-    .await?;
+    let orphan = format!(
+        "SELECT pg_catalog.pg_terminate_backend(a.pid) {HOLDER} AND a.application_name = $2 AND a.usename = current_user AND a.state = 'idle' \
+         AND a.state_change < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3)"
+    );
+    let ended = sqlx::query(AssertSqlSafe(orphan)).bind(&key).bind(format!("millstream apply {replica}")).bind(ORPHANED_SECONDS);
+    let ended =
+        within(SHORT_WAIT, "looking for an orphan with the replica's lock", ended.fetch_optional(&mut *connection)).await?;
+    if ended.is_some() {
+        tracing::warn!(replica, "ended a session on the replica that held its lock and showed no sign of life");
+    }
+    let holder = format!(
+        "SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'a local socket'), a.backend_start::text {HOLDER}"
+    );
+    let holder = sqlx::query(AssertSqlSafe(holder)).bind(&key).fetch_optional(connection);
+    let holder = within(SHORT_WAIT, "asking who holds the replica's lock", holder).await?;
     let who = holder.map_or_else(
         || "another session, gone by now".to_owned(),
         |row| {

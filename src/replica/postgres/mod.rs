@@ -9,6 +9,7 @@
 //!             ▼                               ▼
 //!          session ends                    ROLLBACK ─► the same in halves, committing what goes in
 //!                                                      ─► one transaction row by row: names the culprit, halts
+//!                                                         (given up past statement_timeout: as it was, with more time)
 //! ```
 //!
 //! Nothing in memory matters to correctness: the ledger tells what is applied. Table definitions are cached and read again
@@ -34,6 +35,7 @@ pub mod catalog;
 pub mod errors;
 pub mod ledger;
 pub mod lock;
+pub mod modifier;
 pub mod plan;
 mod prepare;
 mod replica;
@@ -50,7 +52,8 @@ const APPLIER_SETTINGS: &str = "SET synchronous_commit = on; SET default_transac
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET xmloption = content; SET lc_monetary = 'C'; \
     SET check_function_bodies = off; SET row_security = on";
 /// Ends a statement whose client is gone. PostgreSQL 14 and later, not on every platform: a refusal means nothing.
-const CHECK_CLIENT: &str = "SET client_connection_check_interval = '5s'";
+pub(crate) const CHECK_CLIENT: &str = "SET client_connection_check_interval = '5s'";
+
 /// A configured PostgreSQL replica.
 #[derive(Clone, Debug)]
 pub struct PostgresTarget {

@@ -1,5 +1,6 @@
 //! Before changes are planned: their tables' versions fitted to the replica, and how they must be written.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,9 +59,14 @@ impl PostgresReplica {
         let schema = schemas.get(&id).ok_or_else(|| {
             Error::new(ErrorKind::Malformed, format!("a change of table version {}, which no record before it has", id.0))
         })?;
-        if matches!(self.members.get(&schema.table), None | Some(CopyState::Pending)) {
+        if matches!(self.members.get(&schema.table), None | Some(CopyState::Pending | CopyState::Leaving)) {
             self.read_members().await?;
         }
+        if self.members.get(&schema.table) == Some(&CopyState::Leaving) {
+            self.leaving.insert(id);
+            return Ok(());
+        }
+        self.leaving.remove(&id);
         if self.members.get(&schema.table) == Some(&CopyState::Pending) {
             let message = format!("table {} has come to the replica and is to be copied first", schema.table);
             return Err(Error::new(ErrorKind::Busy, message));
@@ -85,6 +91,25 @@ impl PostgresReplica {
         };
         self.tables.insert(id, Arc::new(Table::fit(schema, &catalog)?));
         Ok(())
+    }
+
+    /// Changes without those of tables that leave before they were ever complete. Made anew only where there are such.
+    pub(super) fn kept<'c>(&self, changes: &'c [Change]) -> Cow<'c, [Change]> {
+        if self.leaving.is_empty() {
+            return Cow::Borrowed(changes);
+        }
+        let keep = |change: &Change| match change {
+            Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => {
+                (!self.leaving.contains(table)).then(|| change.clone())
+            }
+            Change::Truncate { tables, cascade, restart_identity } => {
+                let tables: Vec<_> = tables.iter().copied().filter(|table| !self.leaving.contains(table)).collect();
+                let (cascade, restart_identity) = (*cascade, *restart_identity);
+                (!tables.is_empty()).then_some(Change::Truncate { tables, cascade, restart_identity })
+            }
+            Change::Message { .. } => Some(change.clone()),
+        };
+        Cow::Owned(changes.iter().filter_map(keep).collect())
     }
 
     async fn read_members(&mut self) -> Result<()> {

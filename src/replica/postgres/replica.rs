@@ -1,6 +1,6 @@
 //! The claimed replica: replica transactions from BEGIN to COMMIT, and what happens when one is refused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,12 +12,12 @@ use super::errors::{SHORT_WAIT, within};
 use super::ledger::CopyState;
 use super::plan::{Style, Tables, Work};
 use super::prepare::Mode;
-use super::write::{Moving, STATEMENT_WAIT, Writer};
+use super::write::{Moving, PATIENT_WAIT, STATEMENT_WAIT, Writer};
 use super::{blame, errors, ledger, plan};
 use crate::apply::first_copy::Schemas;
 use crate::apply::merge::Batch;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::event::{ApplyEpoch, Change, TableName, TransactionHeader};
+use crate::event::{ApplyEpoch, Change, SchemaId, TableName, TransactionHeader};
 use crate::failpoint;
 use crate::halt::HaltCode;
 use crate::replica::{Applied, Replica, Step};
@@ -33,6 +33,8 @@ pub(super) struct PostgresReplica {
     pub(super) tables: Tables,
     /// Tables that the ledger knows.
     pub(super) members: HashMap<TableName, CopyState>,
+    /// Versions of tables whose changes are dropped, because they leave before they were ever live.
+    pub(super) leaving: HashSet<SchemaId>,
     moving: Moving,
     large: Option<Large>,
 }
@@ -52,14 +54,15 @@ impl Replica for PostgresReplica {
         // Ranges of transactions still to apply, the next one last.
         let mut ranges = vec![(0, batch.marks.len())];
         while let Some((from, to)) = ranges.pop() {
-            let error = match self.apply_range(batch, from, to, schemas, None).await {
+            let error = match self.apply_range(batch, from, to, schemas, Way::Usual).await {
                 Ok(()) => {
                     applied.commits += 1;
                     continue;
                 }
                 Err(error) => error,
             };
-            if !worth_splitting(&error) {
+            let canceled = errors::is_canceled(&error);
+            if !canceled && !worth_splitting(&error) {
                 return Err(blame::at_marks(error, &batch.marks[from..to]));
             }
             applied.replayed = true;
@@ -68,7 +71,8 @@ impl Replica for PostgresReplica {
                 let middle = from + (to - from) / 2;
                 ranges.extend([(middle, to), (from, middle)]);
             } else {
-                let culprit = self.apply_range(batch, from, to, schemas, Some(Style::OneByOne)).await;
+                let way = if canceled { Way::Patient } else { Way::OneByOne };
+                let culprit = self.apply_range(batch, from, to, schemas, way).await.map_err(too_long);
                 culprit.map_err(|error| blame::at_marks(error, &batch.marks[from..to]))?;
                 applied.commits += 1;
             }
@@ -81,7 +85,7 @@ impl Replica for PostgresReplica {
     }
 
     async fn begin_large(&mut self, header: &Arc<TransactionHeader>) -> Result<()> {
-        begin(&mut self.connection, false).await?;
+        begin(&mut self.connection, false, self.replica_role).await?;
         ledger::hold_epoch_alone(&mut self.connection, &self.name, self.epoch).await?;
         self.large = Some(Large { header: Arc::clone(header), origin: false, changes: 0 });
         Ok(())
@@ -106,16 +110,42 @@ impl Replica for PostgresReplica {
         self.roll_back().await
     }
 
+    async fn keep_alive(&mut self) -> Result<()> {
+        within(SHORT_WAIT, "showing a sign of life", self.connection.execute("SELECT 1")).await.map(drop)
+    }
+
     fn forget_tables(&mut self) {
         self.catalogs.clear();
         self.tables.clear();
         self.members.clear();
+        self.leaving.clear();
     }
 }
 
 /// The rows were refused, or a table does not fit: other transactions of the batch may go in without them.
 fn worth_splitting(error: &Error) -> bool {
     errors::concerns_rows(error) || error.kind() == ErrorKind::Halt(HaltCode::SchemaMismatch)
+}
+
+/// How some transactions are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Usual,
+    /// Row by row: names the culprit.
+    OneByOne,
+    /// With time for a statement that a batch has not.
+    Patient,
+}
+
+/// One transaction's statement was given up even so. Trying again for ever would mend nothing.
+fn too_long(error: Error) -> Error {
+    if !errors::is_canceled(&error) {
+        return error;
+    }
+    error.with_kind(ErrorKind::Halt(HaltCode::ReplicaConstraint)).context(
+        "the replica gave a statement of one transaction up (statement_timeout, here 30 min); look for a missing index on the table's key, \
+         a slow trigger, or a pg_cancel_backend",
+    )
 }
 
 impl PostgresReplica {
@@ -129,36 +159,38 @@ impl PostgresReplica {
             catalogs: HashMap::new(),
             tables: Tables::default(),
             members: HashMap::new(),
+            leaving: HashSet::new(),
             moving: Moving::default(),
             large: None,
         }
     }
 
     /// Applies some transactions of a batch in one replica transaction.
-    async fn apply_range(
-        &mut self,
-        batch: &Batch,
-        from: usize,
-        to: usize,
-        schemas: &Schemas,
-        style: Option<Style>,
-    ) -> Result<()> {
+    async fn apply_range(&mut self, batch: &Batch, from: usize, to: usize, schemas: &Schemas, way: Way) -> Result<()> {
         let changes = &batch.changes[batch.changes_of(from, to)];
         let Some(step) = batch.step(from, to) else { return Ok(()) };
         self.prepare(changes, schemas).await?;
+        let changes = &*self.kept(changes);
         let mut mode = self.mode(changes, false);
-        mode.style = style.unwrap_or(mode.style);
+        if way == Way::OneByOne {
+            mode.style = Style::OneByOne;
+        }
         let work = plan::plan(changes, &self.tables, mode.style)?;
-        begin(&mut self.connection, mode.origin).await?;
+        begin(&mut self.connection, mode.origin, self.replica_role).await?;
         ledger::step(&mut self.connection, &self.name, self.epoch, &step, SHORT_WAIT).await?;
         failpoint::hit("apply.ledger_moved")?;
-        carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode).await?;
+        if way == Way::Patient {
+            within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
+        }
+        carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, way).await?;
         drop(work);
         self.commit().await
     }
 
     async fn piece(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
         self.prepare(changes, schemas).await?;
+        let seen = changes.len() as u64;
+        let changes = &*self.kept(changes);
         let (origin, before) = self.large.as_ref().map_or((false, 0), |large| (large.origin, large.changes));
         let mode = self.mode(changes, origin);
         if mode.origin && !origin {
@@ -166,14 +198,20 @@ impl PostgresReplica {
         }
         within(SHORT_WAIT, "setting a savepoint", self.connection.execute("SAVEPOINT piece")).await?;
         let work = plan::plan(changes, &self.tables, mode.style)?;
-        match carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode).await {
-            Err(error) if errors::concerns_rows(&error) => {
+        match carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, Way::Usual).await {
+            Err(error) if errors::concerns_rows(&error) || errors::is_canceled(&error) => {
                 drop(work);
                 within(SHORT_WAIT, "going back", self.connection.execute("ROLLBACK TO SAVEPOINT piece")).await?;
-                let mode = Mode { style: Style::OneByOne, ..mode };
+                let (way, mode) = if errors::is_canceled(&error) {
+                    within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
+                    (Way::Patient, mode)
+                } else {
+                    (Way::OneByOne, Mode { style: Style::OneByOne, ..mode })
+                };
                 let work = plan::plan(changes, &self.tables, mode.style)?;
-                carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode)
+                carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, way)
                     .await
+                    .map_err(too_long)
                     .at(|| format!("piece behind change {before}"))?;
             }
             done => done?,
@@ -182,7 +220,7 @@ impl PostgresReplica {
         within(SHORT_WAIT, "ending a savepoint", self.connection.execute("RELEASE SAVEPOINT piece")).await?;
         if let Some(large) = &mut self.large {
             large.origin = mode.origin;
-            large.changes += changes.len() as u64;
+            large.changes += seen;
         }
         Ok(())
     }
@@ -197,11 +235,19 @@ impl PostgresReplica {
     }
 }
 
+/// For the rest of the transaction; the client's own deadline is a little later.
+const PATIENT: &str = "SET LOCAL statement_timeout = '30min'";
 /// For the rest of the transaction: constraints that the replica role would switch off are checked at COMMIT.
 const UNDER_ORIGIN: &str = "SET LOCAL session_replication_role = origin; SET CONSTRAINTS ALL DEFERRED";
+/// Foreign keys are enforced: those that the source could put off to its COMMIT are put off here as well.
+const DEFERRED: &str = "SET CONSTRAINTS ALL DEFERRED";
 
-async fn begin(connection: &mut PgConnection, origin: bool) -> Result<()> {
-    let sql = if origin { format!("BEGIN; {UNDER_ORIGIN}") } else { "BEGIN".to_owned() };
+async fn begin(connection: &mut PgConnection, origin: bool, replica_role: bool) -> Result<()> {
+    let sql = match (origin, replica_role) {
+        (true, _) => format!("BEGIN; {UNDER_ORIGIN}"),
+        (false, true) => "BEGIN".to_owned(),
+        (false, false) => format!("BEGIN; {DEFERRED}"),
+    };
     within(SHORT_WAIT, "BEGIN", connection.execute(AssertSqlSafe(sql))).await.map(drop)
 }
 
@@ -211,9 +257,11 @@ async fn carry_out(
     work: &[Work<'_>],
     tables: &Tables,
     mode: Mode,
+    way: Way,
 ) -> Result<()> {
     let one_by_one = mode.style == Style::OneByOne;
-    let mut writer = Writer { connection, enforced: mode.enforced, one_by_one, moving };
+    let limit = if way == Way::Patient { PATIENT_WAIT } else { STATEMENT_WAIT };
+    let mut writer = Writer { connection, enforced: mode.enforced, one_by_one, limit, moving };
     for item in work {
         writer
             .work(item, tables)

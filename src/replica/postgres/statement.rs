@@ -79,7 +79,7 @@ pub fn copy(table: &Table) -> Statement {
 pub fn delete(table: &Table) -> Statement {
     let mut parameters = Parameters { cells: Vec::new() };
     let key = by_key(table, &mut parameters);
-    let sql = format!("DELETE FROM {} AS t USING {} WHERE {key}", table.name, parameters.from());
+    let sql = format!("DELETE FROM {} AS t USING {} WHERE {key}", table.alone(), parameters.from());
     parameters.statement(sql)
 }
 
@@ -107,7 +107,7 @@ pub fn update(table: &Table, set: &[usize]) -> Option<Statement> {
         let any = table.columns.iter().find(|column| column.written && !column.identity_always)?;
         assignments.push(format!("{0} = t.{0}", any.name));
     }
-    let sql = format!("UPDATE {} AS t SET {} FROM {} WHERE {key}", table.name, assignments.join(", "), parameters.from());
+    let sql = format!("UPDATE {} AS t SET {} FROM {} WHERE {key}", table.alone(), assignments.join(", "), parameters.from());
     Some(parameters.statement(sql))
 }
 
@@ -153,10 +153,11 @@ pub fn remake_together(table: &Table, partial: &[usize]) -> Statement {
     let inserted: Vec<_> = (0..values.len()).map(|n| format!("v{n}")).collect();
     // The count is wanted before the first row is, so that all of them are deleted by then.
     let sql = format!(
-        "WITH gone AS (DELETE FROM {name} AS t USING {from} WHERE {key} RETURNING {returned}) \
+        "WITH gone AS (DELETE FROM {alone} AS t USING {from} WHERE {key} RETURNING {returned}) \
          INSERT INTO {name} ({names}) OVERRIDING SYSTEM VALUE SELECT {inserted} FROM gone \
          WHERE (SELECT pg_catalog.count(*) FROM gone) > 0",
         name = table.name,
+        alone = table.alone(),
         from = from(parameters.cells.len() + masks.len()),
         returned = returned.join(","),
         names = names.join(","),
@@ -187,7 +188,7 @@ pub fn remake(table: &Table, set: &[usize]) -> Statement {
         "WITH u AS (SELECT * FROM {}), gone AS (DELETE FROM {} AS t USING u WHERE {key} RETURNING t.*) \
          INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone",
         parameters.from(),
-        table.name,
+        table.alone(),
         table.name,
         names.join(","),
         values.join(",")
@@ -210,7 +211,7 @@ fn by_key(table: &Table, parameters: &mut Parameters) -> String {
 pub fn delete_one(table: &Table, finders: &[Cell<'_>]) -> Statement {
     let mut parameters = Parameters { cells: Vec::new() };
     let one = one_row(table, finders, &mut parameters);
-    parameters.statement(format!("DELETE FROM {} AS t USING {one}", table.name))
+    parameters.statement(format!("DELETE FROM {} AS t USING {one}", table.alone()))
 }
 
 /// Updates one of the rows that equal an old image; `None` when there is nothing that can be set.
@@ -228,7 +229,7 @@ pub fn update_one(table: &Table, set: &[usize], finders: &[Cell<'_>]) -> Option<
         return None;
     }
     let one = one_row(table, finders, &mut parameters);
-    let sql = format!("UPDATE {} AS t SET {} FROM {one}", table.name, assignments.join(", "));
+    let sql = format!("UPDATE {} AS t SET {} FROM {one}", table.alone(), assignments.join(", "));
     Some(parameters.statement(sql))
 }
 
@@ -251,14 +252,14 @@ fn one_row(table: &Table, finders: &[Cell<'_>], parameters: &mut Parameters) -> 
     }
     format!(
         "(SELECT s.tableoid, s.ctid FROM {} AS s WHERE {} LIMIT 1) AS x WHERE t.ctid = x.ctid AND t.tableoid = x.tableoid",
-        table.name,
+        table.alone(),
         terms.join(" AND ")
     )
 }
 
 /// Empties tables together. Tables that the replica has more, and that refer to these, make it fail.
 pub fn truncate<'t>(tables: impl Iterator<Item = &'t Table>, restart_identity: bool) -> String {
-    let names: Vec<_> = tables.map(|t| if t.partitioned { t.name.clone() } else { format!("ONLY {}", t.name) }).collect();
+    let names: Vec<_> = tables.map(Table::alone).collect();
     let identity = if restart_identity { "RESTART" } else { "CONTINUE" };
     format!("TRUNCATE TABLE {} {identity} IDENTITY RESTRICT", names.join(", "))
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::catalog::{Catalog, CatalogIndex, equals, mismatch};
+use super::modifier::{keeps, spelled};
 use crate::apply::compact::Shape;
 use crate::apply::runs::RunRules;
 use crate::error::Result;
@@ -107,6 +108,12 @@ impl Table {
             schema: Arc::clone(schema),
         })
     }
+
+    /// The table without those that inherit from it: their rows are the source's other tables, or the replica's own.
+    #[must_use]
+    pub fn alone(&self) -> String {
+        if self.partitioned { self.name.clone() } else { format!("ONLY {}", self.name) }
+    }
 }
 
 /// Rows with different keys cannot collide in this index.
@@ -120,29 +127,28 @@ fn operator(index: &CatalogIndex, name: &str) -> String {
 }
 
 fn fit_column(schema: &TableSchema, column: &Column, catalog: &Catalog) -> Result<TableColumn> {
+    let (table, name) = (quote_table(&schema.table), quote_ident(&column.name));
+    let wanted = spelled(&column.type_name, column.type_modifier);
     let found = catalog.columns.iter().find(|candidate| candidate.name == column.name).ok_or_else(|| {
         mismatch(format!(
-            "column {} of table {} is not on the replica; run ALTER TABLE {} ADD COLUMN {} there, with the source's type ({})",
-            column.name,
-            schema.table,
-            quote_table(&schema.table),
-            quote_ident(&column.name),
-            column.type_name
+            "column {} of table {} is not on the replica; run there what was run on the source, its DEFAULT included, which fills the rows \
+             that are there already: ALTER TABLE {table} ADD COLUMN {name} {wanted} … (where that default is not a constant, copy the \
+             table again)",
+            column.name, schema.table
         ))
     })?;
-    if found.type_name != column.type_name && found.declared_type != column.type_name {
+    let is = |type_name: &str| type_name == column.type_name;
+    if (!is(&found.type_name) && !is(&found.declared_type)) || !keeps(&column.type_name, column.type_modifier, found.modifier) {
         return Err(mismatch(format!(
-            "column {} of table {} is {} on the replica and {} on the source; run ALTER TABLE {} ALTER COLUMN {} TYPE … on the replica",
+            "column {} of table {} is {} on the replica and {wanted} on the source; run there what was run on the source: \
+             ALTER TABLE {table} ALTER COLUMN {name} TYPE {wanted} (where that had a USING that is not repeatable, copy the table again)",
             column.name,
             schema.table,
-            found.type_name,
-            column.type_name,
-            quote_table(&schema.table),
-            quote_ident(&column.name),
+            spelled(&found.type_name, found.modifier),
         )));
     }
     Ok(TableColumn {
-        name: quote_ident(&column.name),
+        name,
         cast: found.cast.clone(),
         written: !found.generated,
         identity_always: found.identity_always,

@@ -21,6 +21,8 @@ use crate::halt::HaltCode;
 
 /// The server's `statement_timeout` for batches ends a statement before this deadline ends the connection.
 pub const STATEMENT_WAIT: Duration = Duration::from_secs(125);
+/// The same for a transaction that a batch's time is not enough for.
+pub const PATIENT_WAIT: Duration = Duration::from_secs(30 * 60 + 5);
 /// Inserts of at least this many rows go by COPY (it costs two round trips and a third of the server's time per row).
 const COPY_ROWS: usize = 32;
 /// A set statement takes at most this many rows and about as many bytes of values.
@@ -37,6 +39,8 @@ pub struct Writer<'c> {
     pub enforced: bool,
     /// Row by row: what cannot be done by a set statement is tried in other ways.
     pub one_by_one: bool,
+    /// How long one statement may take.
+    pub limit: Duration,
     /// What was learned of tables whose unique values move.
     pub moving: &'c mut Moving,
 }
@@ -76,7 +80,7 @@ impl Writer<'_> {
                 let truncated = ids.iter().map(|id| table(tables, *id)).collect::<Result<Vec<_>>>()?;
                 let sql = statement::truncate(truncated.iter().map(|table| &***table), *restart_identity);
                 let query = sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *self.connection);
-                errors::within(STATEMENT_WAIT, "truncating", query).await.map(drop)
+                errors::within(self.limit, "truncating", query).await.map(drop)
             }
         }
     }
@@ -185,7 +189,7 @@ impl Writer<'_> {
             copy.send(buffer.as_slice()).await?;
             copy.finish().await
         };
-        let done = deadline(table, send).await?;
+        let done = deadline(table, self.limit, send).await?;
         expect(table, "insert", pick.len(), done)
     }
 
@@ -247,16 +251,16 @@ impl Writer<'_> {
 
     async fn execute(&mut self, table: &Table, query: Query<'_, Postgres, PgArguments>) -> Result<u64> {
         let run = query.execute(&mut *self.connection);
-        deadline(table, async { run.await.map(|done| done.rows_affected()) }).await
+        deadline(table, self.limit, async { run.await.map(|done| done.rows_affected()) }).await
     }
 }
 
-async fn deadline(table: &Table, work: impl Future<Output = Result<u64, sqlx::Error>>) -> Result<u64> {
-    match tokio::time::timeout(STATEMENT_WAIT, work).await {
+async fn deadline(table: &Table, limit: Duration, work: impl Future<Output = Result<u64, sqlx::Error>>) -> Result<u64> {
+    match tokio::time::timeout(limit, work).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(refused(table, error)),
         Err(_) => {
-            let message = format!("the replica did not answer within {} s", STATEMENT_WAIT.as_secs());
+            let message = format!("the replica did not answer within {} s", limit.as_secs());
             Err(Error::new(ErrorKind::Connection, message).context(format!("table {}", table.schema.table)))
         }
     }

@@ -85,6 +85,7 @@ async fn a_table_that_does_not_fit_halts_with_what_to_change() {
     rig.start();
     let message = rig.halted("schema_mismatch").await;
     assert!(message.contains("ALTER TABLE \"public\".\"item\" ADD COLUMN \"added\""), "{message}");
+    assert!(message.contains("its DEFAULT included"), "{message}");
     rig.replica.execute("ALTER TABLE item ADD COLUMN added int").await;
     rig.applied(rig.log.position()).await;
     // A later version with another type, behind a transaction of the old one that must not wait for it.
@@ -100,6 +101,24 @@ async fn a_table_that_does_not_fit_halts_with_what_to_change() {
     rig.applied(end).await;
     assert_eq!(rig.rows("SELECT * FROM item ORDER BY id").await, "1|a|5\n2|b|~\n3|c|5000000000");
     rig.stop().await;
+}
+
+/// Assignment rounds without a word: the source's `ALTER TYPE numeric(12,4)` came through as rows with two decimals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_less_precision_halts_before_anything_is_rounded() {
+    let mut rig = Rig::new("CREATE TABLE price (id int PRIMARY KEY, n numeric(12,4), at timestamp, code varchar(20))").await;
+    let t = rig.table("price").await;
+    rig.replica
+        .execute("ALTER TABLE price ALTER n TYPE numeric(10,2), ALTER at TYPE timestamp(0), ALTER code TYPE varchar(10)")
+        .await;
+    let end = rig.log.transaction(vec![insert(&t, &[v("1"), v("1.2345"), v("2024-01-01 00:00:00.5"), v("x    ")])]).await;
+    rig.start();
+    let message = rig.halted("schema_mismatch").await;
+    let remedy = "ALTER TABLE \"public\".\"price\" ALTER COLUMN \"n\" TYPE numeric(12,4)";
+    assert!(message.contains("is numeric(10,2) on the replica") && message.contains(remedy), "{message}");
+    rig.replica.execute("ALTER TABLE price ALTER n TYPE numeric(12,4), ALTER at TYPE timestamp, ALTER code TYPE varchar").await;
+    rig.applied(end).await;
+    assert_eq!(rig.rows("SELECT id, n, at, code || '|' FROM price").await, "1|1.2345|2024-01-01 00:00:00.5|x    |");
 }
 
 #[tokio::test(flavor = "multi_thread")]

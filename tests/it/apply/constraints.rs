@@ -147,6 +147,58 @@ async fn foreign_keys_that_are_enforced() {
     assert_eq!(rig.rows("SELECT count(*) FROM audit").await, "3", "the trigger fires for an ordinary role");
 }
 
+/// A role that may not set `session_replication_role` has foreign keys enforced, as the source had them: at COMMIT.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_without_replica_rights_checks_deferrable_keys_at_commit_as_the_source_did() {
+    let mut rig = Rig::new(
+        "CREATE TABLE hen (id int PRIMARY KEY, egg int NOT NULL);
+         CREATE TABLE egg (id int PRIMARY KEY, hen int NOT NULL REFERENCES hen DEFERRABLE);
+         ALTER TABLE hen ADD FOREIGN KEY (egg) REFERENCES egg DEFERRABLE",
+    )
+    .await;
+    let role = format!("deferring_{}", rig.replica.name);
+    rig.replica
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA millstream, public TO {role};
+             GRANT ALL ON ALL TABLES IN SCHEMA millstream, public TO {role}"
+        ))
+        .await;
+    rig.config.connect.user = role;
+    let (h, e) = (rig.table("hen").await, rig.table("egg").await);
+    let end = rig.log.transaction(vec![insert(&h, &[v("1"), v("1")]), insert(&e, &[v("1"), v("1")])]).await;
+    rig.drain(end).await;
+    assert_eq!(rig.rows("SELECT * FROM hen JOIN egg ON egg.id = hen.egg").await, "1|1|1|1");
+}
+
+/// Tables that inherit are tables of their own, with the same keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_to_a_parent_leave_rows_of_those_that_inherit_from_it_alone() {
+    let mut rig = Rig::new(
+        "CREATE TABLE base (id int PRIMARY KEY, n int); CREATE TABLE derived (PRIMARY KEY (id)) INHERITS (base);
+         INSERT INTO base VALUES (1, 1), (2, 2); INSERT INTO derived VALUES (1, 1), (2, 2), (3, 3);
+         CREATE TABLE bare (n int); CREATE TABLE bare_derived () INHERITS (bare);
+         INSERT INTO bare_derived VALUES (7); INSERT INTO bare VALUES (7), (8); INSERT INTO bare_derived VALUES (8)",
+    )
+    .await;
+    let (b, full) = (rig.table("base").await, rig.full("bare").await);
+    let end = rig
+        .log
+        .transaction(vec![
+            delete(&b, &[v("1"), NULL]),
+            update(&b, &[v("2"), v("22")]),
+            delete(&full, &[v("7")]),
+            update_from(&full, &[v("8")], &[v("9")]),
+        ])
+        .await;
+    rig.drain(end).await;
+    assert_eq!(
+        rig.rows("SELECT tableoid::regclass, * FROM base ORDER BY 2, 1").await,
+        "derived|1|1\nbase|2|22\nderived|2|2\nderived|3|3"
+    );
+    assert_eq!(rig.rows("SELECT tableoid::regclass, n FROM bare ORDER BY 2, 1").await, "bare_derived|7\nbare_derived|8\nbare|9");
+    assert_eq!(rig.status.borrow().replays, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_whose_triggers_fire_always_gets_its_changes_in_order() {
     let mut rig = Rig::new(

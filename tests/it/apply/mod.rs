@@ -6,6 +6,7 @@ mod constraints;
 mod large;
 mod model;
 mod names;
+mod pace;
 mod rig;
 mod speed;
 mod takeover;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use millstream::apply::{Applier, ApplyState, ApplyStatus, run_apply};
+use millstream::apply::{Applier, ApplyState, ApplyStatus, FirstCopy, run_apply};
 use millstream::config::ReplicaConfig;
 use millstream::event::{
     Body, Cell, Change, Column, Epoch, Fence, Genesis, History, Identity, Lsn, Nonce, OldImage, Part, Position, Progress, Record,
@@ -207,6 +207,7 @@ pub struct Rig {
     pub queue: Arc<dyn Queue>,
     pub log: LogWriter,
     pub config: ReplicaConfig,
+    pub first_copy: Option<Arc<dyn FirstCopy>>,
     pub status: watch::Receiver<ApplyStatus>,
     running: Option<(CancellationToken, JoinHandle<()>)>,
     _folder: Folder,
@@ -235,6 +236,7 @@ impl Rig {
             queue,
             log,
             config,
+            first_copy: None,
             status: watch::channel(ApplyStatus::default()).1,
             running: None,
             _folder: folder,
@@ -314,7 +316,7 @@ impl Rig {
             config: self.config.clone(),
             target: Arc::new(self.target()),
             queue: Arc::clone(&self.queue),
-            first_copy: None,
+            first_copy: self.first_copy.clone(),
         };
         self.running = Some((cancel.clone(), tokio::spawn(run_apply(applier, cancel, sender))));
     }

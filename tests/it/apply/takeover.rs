@@ -121,6 +121,28 @@ async fn a_second_applier_waits_and_says_for_whom() {
     rig.stop().await;
 }
 
+/// Behind a proxy that keeps its connection, a dead daemon's session held the lock for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_without_a_sign_of_life_is_taken_over_from_and_an_idle_applier_is_not() {
+    let (mut orphaned, mut idle) = (Rig::new(ITEM).await, Rig::new(ITEM).await);
+    idle.start();
+    idle.status.wait_for(|status| status.state == ApplyState::Live).await.unwrap();
+    let (orphan, _) = orphaned.target().claim().await.unwrap();
+    let t = orphaned.table("item").await;
+    let end = orphaned.log.transaction(vec![insert(&t, &[v("1"), v("0")])]).await;
+    orphaned.start();
+    let taken = "SELECT count(*) FROM millstream.replica WHERE apply_epoch > 1";
+    crate::support::wait::until("the orphan to be ended", 2 * WAIT, async || orphaned.rows(taken).await == "1").await;
+    orphaned.applied(end).await;
+    orphaned.stop().await;
+    drop(orphan);
+    // As old by now, with nothing to write.
+    let Err(held) = idle.target().claim().await else { panic!("a live applier was taken over from") };
+    assert_eq!(held.kind(), ErrorKind::Held);
+    assert_eq!(idle.rows("SELECT apply_epoch FROM millstream.replica").await, "1");
+    idle.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_of_another_stream_is_refused() {
     let mut rig = Rig::new(ITEM).await;

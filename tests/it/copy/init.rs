@@ -141,9 +141,88 @@ async fn a_new_table_is_picked_up_by_the_next_run_and_one_that_no_longer_matches
     let tables = "SELECT string_agg(table_name, ',' ORDER BY table_name) FROM millstream.copied_table";
     assert_eq!(pair.replica.value(tables).await, "a,b");
     pair.config.sources.values_mut().next().unwrap().tables.push("!public.a".into());
+    // As if a daemon had passed the place.
+    pair.replica.execute("UPDATE millstream.replica SET position = 'F/0'").await;
     pair.init().await;
     assert_eq!(pair.replica.value(tables).await, "b");
     assert_eq!(pair.source.value("SELECT string_agg(tablename, ',') FROM pg_publication_tables").await, "b");
+}
+
+/// The publication is the source's: the other replica halted at the first change to a table that it did not know.
+#[tokio::test]
+async fn replicas_that_were_not_asked_for_come_along_when_the_published_tables_change() {
+    let mut pair = Pair::new().await;
+    let search = crate::support::postgres::shared_replica().await.new_database().await;
+    let mut second = pair.config.replicas["reports"].clone();
+    second.name = "search".into();
+    second.connect = search.connect();
+    let mut third = second.clone();
+    third.name = "not_begun".into();
+    third.connect = crate::support::postgres::shared_replica().await.new_database().await.connect();
+    pair.source.execute("CREATE TABLE a (id int PRIMARY KEY)").await;
+    pair.config.replicas.insert("search".into(), second);
+    pair.init().await;
+    pair.config.replicas.insert("not_begun".into(), third);
+    pair.source.execute("CREATE TABLE b (id int PRIMARY KEY)").await;
+    let only = InitOptions { replica: Some("reports".into()), ..InitOptions::default() };
+    let (outcome, lines) = pair.init_with(only.clone()).await;
+    assert_eq!(outcome.unwrap(), Outcome::Changed, "{lines:?}");
+    assert!(lines.iter().any(|l| matches!(l, Line::Note(text) if text.contains("replica search comes along"))), "{lines:?}");
+    let tables = "SELECT string_agg(table_name, ',' ORDER BY table_name) FROM millstream.copied_table";
+    assert_eq!((pair.replica.value(tables).await, search.value(tables).await), ("a,b".into(), "a,b".into()));
+    let (outcome, lines) = pair.init_with(only).await;
+    assert_eq!(outcome.unwrap(), Outcome::Unchanged, "{lines:?}");
+}
+
+#[tokio::test]
+async fn the_index_that_finds_rows_at_the_source_must_be_on_a_table_that_is_there() {
+    let pair = Pair::new().await;
+    let table = "CREATE TABLE a (k int NOT NULL, v text)";
+    pair.source.execute(table).await;
+    pair.source.execute("CREATE UNIQUE INDEX a_k ON a (k); ALTER TABLE a REPLICA IDENTITY USING INDEX a_k").await;
+    pair.replica.execute(table).await;
+    let (outcome, lines) = pair.init_with(InitOptions::default()).await;
+    assert_eq!(outcome.unwrap(), Outcome::Refused);
+    let refusal = lines.iter().find_map(|l| if let Line::Refused(text) = l { Some(text.clone()) } else { None }).unwrap();
+    let (_, mend) = refusal.split_once("is missing: ").unwrap_or_else(|| panic!("{refusal}"));
+    pair.replica.execute(mend).await;
+    pair.init().await;
+}
+
+#[tokio::test]
+async fn keys_that_were_taken_off_a_table_that_goes_before_it_is_copied_are_said() {
+    let mut pair = Pair::new().await;
+    let table = "CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY)";
+    pair.source.execute(table).await;
+    pair.replica.execute(table).await;
+    pair.replica.execute("CREATE UNIQUE INDEX a_v ON a (v)").await;
+    pair.init().await;
+    pair.config.sources.values_mut().next().unwrap().tables.push("!public.a".into());
+    pair.replica.execute("UPDATE millstream.replica SET position = 'F/0'").await;
+    let lines = pair.init().await;
+    let statement = "CREATE UNIQUE INDEX a_v ON public.a USING btree (v);";
+    assert!(lines.iter().any(|l| matches!(l, Line::Note(text) if text.ends_with(statement))), "{lines:?}");
+}
+
+/// A run that was killed behind the publication has marked nothing; the next one took what stood there from the table's first copy for the mark, and the replica halted at changes that the log still held.
+#[tokio::test]
+async fn a_live_table_leaves_past_the_end_of_its_publication_even_when_init_was_killed() {
+    let mut pair = Pair::new().await;
+    pair.source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)").await;
+    pair.init().await;
+    pair.replica.execute("UPDATE millstream.copied_table SET state = 'live'").await;
+    pair.source
+        .execute(&format!("ALTER PUBLICATION millstream_{} DROP TABLE a; INSERT INTO b VALUES (1)", pair.shop().name))
+        .await;
+    pair.config.sources.values_mut().next().unwrap().tables.push("!public.a".into());
+    let (outcome, lines) = pair.init_with(InitOptions::default()).await;
+    outcome.unwrap();
+    assert!(lines.iter().any(|l| matches!(l, Line::Note(text) if text.contains("public.a leave once"))), "{lines:?}");
+    let tables = "SELECT string_agg(table_name, ',' ORDER BY table_name) FROM millstream.copied_table";
+    assert_eq!(pair.replica.value(tables).await, "a,b");
+    pair.replica.execute("UPDATE millstream.replica SET position = 'F/0'").await;
+    pair.init().await;
+    assert_eq!(pair.replica.value(tables).await, "b");
 }
 
 #[tokio::test]
