@@ -17,6 +17,8 @@ async fn a_leader_that_dies_costs_nothing_and_an_unclean_election_is_loss() {
         .nodes(3)
         .set("replica.fetch.max.bytes", "65536")
         .set("replica.fetch.response.max.bytes", "65536")
+        // A follower that lags is throttled, in sync or not, and leaves the in-sync set well within the writer's 30 s.
+        .set("replica.lag.time.max.ms", "5000")
         .start()
         .await;
     let settings = kafka.settings("cluster");
