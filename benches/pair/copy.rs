@@ -33,7 +33,7 @@ pub async fn run(wish: &Wish, report: &mut Report) {
             replica.database("postgres").execute("CHECKPOINT").await;
             let begin = Instant::now();
             if ours {
-                let site = Site::new(&pair_configuration(&from.socket_url(), &into.socket_url(), "embedded:{folder}/queue"));
+                let site = Site::new(&pair_configuration(&from.url(), &into.url(), "embedded:{folder}/queue"));
                 site.must(&["init"]).await;
                 let daemon = site.start();
                 site.ready(PATIENCE).await;
@@ -41,16 +41,15 @@ pub async fn run(wish: &Wish, report: &mut Report) {
                 assert!(daemon.terminate().await.success(), "the daemon ends cleanly");
                 site.must(&["teardown", "--yes"]).await;
             } else {
-                let (here, there) = (source.folder().display().to_string(), replica.folder().display().to_string());
                 let (port, to_port) = (source.port().to_string(), replica.port().to_string());
                 let dump = tool("pg_dump")
-                    .args(["-h", &here, "-p", &port, "-U", "postgres", "-Fc", "-Z0", &from.name])
+                    .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-Fc", "-Z0", &from.name])
                     .stdout(std::process::Stdio::piped())
                     .spawn();
                 let mut dump = dump.expect("pg_dump");
                 let stdin = dump.stdout.take().expect("a pipe");
                 let restore = tool("pg_restore")
-                    .args(["-h", &there, "-p", &to_port, "-U", "postgres", "-d", &into.name])
+                    .args(["-h", "127.0.0.1", "-p", &to_port, "-U", "postgres", "-d", &into.name])
                     .stdin(stdin)
                     .status();
                 assert!(

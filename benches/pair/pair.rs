@@ -72,20 +72,16 @@ impl<'s> Arena<'s> {
         for (target, commit) in [(&arena.native, "off"), (&arena.durable, "on")] {
             target.execute(schema).await;
             target.execute("CREATE TABLE marker (n int PRIMARY KEY)").await;
-            let (folder, port) = (source.folder().display(), source.port());
+            let port = source.port();
             let subscribe = format!(
-                "CREATE SUBSCRIPTION {0} CONNECTION 'host={folder} port={port} user=postgres dbname={1}' PUBLICATION native \
+                "CREATE SUBSCRIPTION {0} CONNECTION 'host=127.0.0.1 port={port} user=postgres dbname={1}' PUBLICATION native \
                  WITH (copy_data = false, enabled = false, create_slot = false, slot_name = '{0}', synchronous_commit = '{commit}')",
                 target.name, arena.source.name
             );
             arena.source.value(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", target.name)).await;
             target.execute(&subscribe).await;
         }
-        arena.site.configure(&pair_configuration(
-            &arena.source.socket_url(),
-            &arena.ours.socket_url(),
-            "embedded:{folder}/queue",
-        ));
+        arena.site.configure(&pair_configuration(&arena.source.url(), &arena.ours.url(), "embedded:{folder}/queue"));
         arena.site.must(&["init"]).await;
         let daemon = arena.site.start();
         arena.site.ready(PATIENCE).await;
