@@ -88,11 +88,16 @@ async fn send(client: &mut Option<PgClient>, to: &PgConnect, name: &str) -> Resu
             empty.insert(PgClient::connect_with(to, Mode::Sql, Side::Source, &settings).await?)
         }
     };
-    let sql = format!(
+    client.simple_query(&statement()).await.map(drop)
+}
+
+/// Writes one heartbeat.
+#[must_use]
+pub fn statement() -> String {
+    format!(
         "SELECT pg_catalog.pg_logical_emit_message(true, '{PREFIX}', \
          pg_catalog.json_build_object('t', (extract(epoch FROM clock_timestamp()) * 1000000)::int8)::text)"
-    );
-    client.simple_query(&sql).await.map(drop)
+    )
 }
 
 /// 25006 read_only_sql_transaction; 55000 is what a standby says to a function that writes WAL; 57P03 cannot_connect_now. Not 57P01: a single session may be

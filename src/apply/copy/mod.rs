@@ -23,7 +23,7 @@
 //! 2. The publication holds the tables; then one snapshot is taken, and no chunk is read before every transaction in
 //!    progress in it has ended: a commit can be in the log, before the cursor, and not yet be visible; and what a transaction
 //!    wrote before its table was published never comes.
-//! 3. Chunks ([`crate::capture::snapshot`]).
+//! 3. Chunks ([`crate::capture::snapshot`]), into tables without their primary keys where those can be built afterwards (`key`).
 //! 4. The replay, from the cursor, through `replay::Replay`.
 //! 5. At the first commit at or past the highest insert LSN that was read after any chunk's snapshot, every transaction that any
 //!    snapshot sees has come by, so the tables are at one commit boundary: deferred keys are built, the tables go live.
@@ -38,6 +38,7 @@
 //! see a TRUNCATE*: their ranges would be judged by the replica's collations.
 
 mod finish;
+mod key;
 mod keys;
 mod load;
 mod progress;
@@ -50,12 +51,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{CatchUp, FirstCopy};
 use crate::capture::begin::publication_name;
+use crate::capture::heartbeat;
 use crate::capture::snapshot::TableReader;
 use crate::config::{ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -249,6 +251,16 @@ impl PostgresCopy {
         Ok(())
     }
 
+    /// The replay ends at a commit behind the last snapshot: on a source at rest that would be the next heartbeat.
+    async fn nudge(&self, source: &mut PgConnection) {
+        // A standby takes none, and then the stream's own progress has to do.
+        let sql = format!("SET LOCAL synchronous_commit = local; {}", heartbeat::statement());
+        let beat = async { source.execute(AssertSqlSafe(sql)).await.map_err(|e| classify(e, Side::Source)) };
+        if let Err(error) = within("writing a heartbeat", beat).await {
+            tracing::debug!(%error, "no heartbeat at the end of a copy");
+        }
+    }
+
     async fn load(
         &self,
         mut replica: PgConnection,
@@ -282,7 +294,12 @@ impl PostgresCopy {
                 break;
             }
         }
+        tokio::select! {
+            () = cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "asked to end")),
+            built = key::build_all(self, &mut replica, epoch) => built?,
+        }
         state::all_loaded(&mut replica, name, epoch).await?;
+        self.nudge(&mut source).await;
         let finishing = state::finishing(&mut replica, name).await?;
         let mut tables = Vec::new();
         for mut table in state::tables(&mut replica, name).await?.into_iter().filter(|t| t.state != CopyState::Pending) {

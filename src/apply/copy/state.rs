@@ -4,6 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
+use super::key;
 use super::progress::CopyProgress;
 use crate::capture::snapshot::{ChunkMoment, KeyRange, TablePlan, TableShape};
 use crate::error::{Error, ErrorKind, Result};
@@ -170,6 +171,9 @@ pub(super) async fn store_plan(
     .execute(&mut *transaction)
     .await
     .map_err(fail)?;
+    if plan.chunks.len() > 1 {
+        key::take_off(&mut transaction, name, table).await?;
+    }
     transaction.commit().await.map_err(fail)
 }
 

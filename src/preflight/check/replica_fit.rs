@@ -33,15 +33,27 @@ pub(super) async fn check(
     schemas(findings, connection, blueprint, &here, facts).await?;
     let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
     let definitions = definition::read(connection, sql::Side::Replica, &oids).await?;
+    let loading = if initialized { loading(connection).await? } else { BTreeSet::new() };
     for source in &blueprint.tables {
         let Some((there, theirs)) = here.get(&source.table).and_then(|h| Some((h, definitions.get(&h.oid)?))) else { continue };
         if !initialized && !there.owned {
             owner(findings, theirs, facts);
         }
-        misfit(findings, source, theirs);
+        if !loading.contains(&source.table) {
+            misfit(findings, source, theirs);
+        }
         refusals(findings, source, theirs);
     }
     Ok(())
+}
+
+/// Tables whose primary key is off until their chunks are loaded.
+async fn loading(connection: &mut PgConnection) -> Result<BTreeSet<TableName>> {
+    let rows = sqlx::query("SELECT table_schema, table_name FROM millstream.deferred_ddl WHERE kind = 'key'")
+        .fetch_all(connection)
+        .await
+        .map_err(|e| classify(e, sql::Side::Replica))?;
+    Ok(rows.iter().map(|row| TableName::new(row.get::<String, _>(0), row.get::<String, _>(1))).collect())
 }
 
 async fn relations(connection: &mut PgConnection) -> Result<BTreeMap<TableName, Here>> {

@@ -11,6 +11,8 @@ use crate::postgres::sql::{quote_ident, quote_table};
 /// What a deferred statement makes. The order is the order of building.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeferredKind {
+    /// The primary key of a table that is loaded in many chunks: taken off by the copy itself, built when they are loaded.
+    Key,
     /// A secondary index.
     Index,
     /// A unique key other than the one that finds rows.
@@ -26,6 +28,7 @@ impl DeferredKind {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Key => "key",
             Self::Index => "index",
             Self::Unique => "unique",
             Self::Other => "other",

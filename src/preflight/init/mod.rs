@@ -49,6 +49,7 @@ use crate::replica::postgres::ledger::{self, CopyState};
 pub use adopt::Adopt;
 pub use blueprint::Blueprint;
 pub use catalog::{Resolved, resolve};
+pub use ddl::{Deferred, DeferredKind};
 pub use replica::{Loading, NewReplica, ReplicaPlan, keys_to_take_off, put_off};
 
 const APPLICATION: &str = "millstream init";

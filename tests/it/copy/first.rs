@@ -247,6 +247,11 @@ async fn a_copy_keeps_to_its_rate_tells_how_far_it_is_and_starts_no_finished_chu
     daemon.kill();
     let before = replica.query(LOADED).await.expect("chunks");
     assert!(!before.is_empty(), "no chunk is loaded");
+    // Built once, when the chunks are loaded; until then that is no misfit.
+    let keys = "SELECT count(*) FROM pg_constraint WHERE conrelid = 'a'::regclass AND contype = 'p'";
+    assert_eq!(replica.value(keys).await, "0");
+    let checked = site.run(&["check"]).await;
+    assert!(!checked.stdout.contains("table_fit") && !checked.stdout.contains("primary key"), "{}", checked.stdout);
     let daemon = site.start();
     let more = async || replica.query(LOADED).await.is_ok_and(|now| now.len() > before.len());
     until("another chunk to be loaded", COPIED, more).await;
@@ -259,6 +264,8 @@ async fn a_copy_keeps_to_its_rate_tells_how_far_it_is_and_starts_no_finished_chu
     site.configure(&std::fs::read_to_string(site.configuration()).unwrap().replace("\"2MiB\"", "\"1GiB\""));
     let daemon = site.start();
     compare::equal(&source, &replica, COPIED).await;
+    site.ready(COPIED).await;
+    assert_eq!(replica.value(keys).await, "1");
     daemon.terminate().await;
 }
 

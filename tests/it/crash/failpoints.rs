@@ -56,7 +56,8 @@ async fn a_kill_at_every_named_place_loses_and_doubles_nothing() {
     assert!(names.len() >= 5, "{names:?}");
     let mut random = StdRng::seed_from_u64(seed());
     let servers = Servers::start().await;
-    let pair = Pair::with(&servers, false, &[("[source.shop]", "memory_bytes = \"1MiB\"")]).await;
+    let small = [("[source.shop]", "memory_bytes = \"1MiB\"\ncopy_chunk_rows = 10000")];
+    let pair = Pair::with(&servers, false, &small).await;
     // Places of the first copy come first, while there is one.
     let (copying, running): (Vec<&String>, Vec<&String>) = names.iter().partition(|name| name.starts_with("copy."));
     pair.source.execute("INSERT INTO bulk SELECT n, 9, md5(n::text) FROM generate_series(90000000, 90050000) n").await;
