@@ -2,7 +2,7 @@
 //! tells who holds it; what makes two appliers safe is the apply epoch (I8).
 //!
 //! A connection can outlive its daemon: a proxy or a pooler between them keeps it. An applier shows signs of life every
-//! [`crate::replica::KEEP_ALIVE`]; one of our own role that has not for [`ORPHANED_SECONDS`] is ended, or the replica would stand still
+//! [`crate::replica::KEEP_ALIVE`]; one of our own role that has not for half a minute is ended, or the replica would stand still
 //! until somebody did it by hand. One that was merely stopped and wakes up finds its session gone, and the ledger under another epoch.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
