@@ -68,7 +68,8 @@ pub(super) fn tell(line: Line) -> Result<()> {
         Line::Sql { place, statement } => format!("-- {place}\n{statement};"),
         Line::Done(text) => text,
         Line::Waiting(text) => format!("Waiting: {text}"),
-        Line::Note(text) => format!("Note: {text}"),
+        // As SQL has it: a dry run's output can be fed to psql.
+        Line::Note(text) => format!("-- Note: {text}"),
         Line::Refused(text) => format!("Refused: {text}"),
     })
 }

@@ -128,7 +128,12 @@ fn without_quoted(message: &str) -> String {
 pub fn from_sqlx(error: sqlx::Error, side: Side) -> Error {
     let kind = match error {
         sqlx::Error::Database(inner) => return from_database(inner, side),
-        sqlx::Error::Io(inner) => return Error::from(inner).context(format!("connection to the {}", side.as_str())),
+        // Of a socket all of it is the connection's: a name that is not found has no kind of its own.
+        sqlx::Error::Io(inner) => {
+            return Error::new(ErrorKind::Connection, inner.to_string())
+                .with_source(inner)
+                .context(format!("connection to the {}", side.as_str()));
+        }
         sqlx::Error::Migrate(inner) => match *inner {
             sqlx::migrate::MigrateError::Execute(inner) | sqlx::migrate::MigrateError::ExecuteMigration(inner, _) => {
                 return from_sqlx(inner, side);

@@ -29,7 +29,7 @@ const KEY: &str = "SELECT k.conname::text, pg_catalog.pg_get_constraintdef(k.oid
     JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_class i ON i.oid = k.conindid \
     JOIN pg_catalog.pg_index x ON x.indexrelid = i.oid \
     WHERE c.oid = pg_catalog.to_regclass($1) AND k.contype = 'p' AND c.relkind = 'r' AND NOT c.relispartition \
-      AND pg_catalog.pg_has_role(c.relowner, 'USAGE') AND c.relreplident <> 'i' AND NOT x.indisclustered \
+      AND pg_catalog.pg_has_role(c.relowner, 'USAGE') AND pg_catalog.has_schema_privilege(c.relnamespace, 'CREATE') AND c.relreplident <> 'i' AND NOT x.indisclustered \
       AND i.reloptions IS NULL AND i.reltablespace = 0 \
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE c.oid IN (h.inhrelid, h.inhparent)) \
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid) \

@@ -7,6 +7,7 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Remedy, Side};
 use super::server::ServerFacts;
+use super::source_tables::own;
 use crate::error::Result;
 use crate::event::TableName;
 use crate::postgres::sql::{self, classify, quote_ident as quote, quote_table};
@@ -19,6 +20,8 @@ use crate::preflight::init::fits::misfits;
 struct Here {
     oid: u32,
     owned: bool,
+    /// Owning role, and whether it is a superuser.
+    owner: (String, bool),
 }
 
 /// Compares. `initialized`: `init` has been here, so keys have been taken off already and the ledger's tables are known.
@@ -30,14 +33,15 @@ pub(super) async fn check(
     initialized: bool,
 ) -> Result<()> {
     let here = relations(connection).await?;
-    schemas(findings, connection, blueprint, &here, facts).await?;
+    let building = if initialized { put_off(connection, false).await? } else { BTreeSet::new() };
+    schemas(findings, connection, blueprint, &here, facts, initialized, &building).await?;
     let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
     let definitions = definition::read(connection, sql::Side::Replica, &oids).await?;
-    let loading = if initialized { loading(connection).await? } else { BTreeSet::new() };
+    let loading = if initialized { put_off(connection, true).await? } else { BTreeSet::new() };
     for source in &blueprint.tables {
         let Some((there, theirs)) = here.get(&source.table).and_then(|h| Some((h, definitions.get(&h.oid)?))) else { continue };
         if !initialized && !there.owned {
-            owner(findings, theirs, facts);
+            owner(findings, theirs, &there.owner, facts);
         }
         if !loading.contains(&source.table) {
             misfit(findings, source, theirs);
@@ -47,18 +51,21 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// Tables whose primary key is off until their chunks are loaded.
-async fn loading(connection: &mut PgConnection) -> Result<BTreeSet<TableName>> {
-    let rows = sqlx::query("SELECT table_schema, table_name FROM millstream.deferred_ddl WHERE kind = 'key'")
-        .fetch_all(connection)
-        .await
-        .map_err(|e| classify(e, sql::Side::Replica))?;
+/// Tables of which something is built when they are loaded; `keys`: those whose primary key is off until then.
+async fn put_off(connection: &mut PgConnection, keys: bool) -> Result<BTreeSet<TableName>> {
+    let rows =
+        sqlx::query("SELECT table_schema, table_name FROM millstream.deferred_ddl WHERE NOT done AND (kind = 'key' OR NOT $1)")
+            .bind(keys)
+            .fetch_all(connection)
+            .await
+            .map_err(|e| classify(e, sql::Side::Replica))?;
     Ok(rows.iter().map(|row| TableName::new(row.get::<String, _>(0), row.get::<String, _>(1))).collect())
 }
 
 async fn relations(connection: &mut PgConnection) -> Result<BTreeMap<TableName, Here>> {
     let rows = sqlx::query(
-        "SELECT n.nspname::text, c.relname::text, c.oid::int8, pg_catalog.pg_has_role(c.relowner, 'USAGE') FROM pg_catalog.pg_class c \
+        "SELECT n.nspname::text, c.relname::text, c.oid::int8, pg_catalog.pg_has_role(c.relowner, 'USAGE'), pg_catalog.pg_get_userbyid(c.relowner)::text, \
+         (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.oid = c.relowner) FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')",
     )
     .fetch_all(connection)
@@ -66,7 +73,10 @@ async fn relations(connection: &mut PgConnection) -> Result<BTreeMap<TableName, 
     .map_err(|e| classify(e, sql::Side::Replica))?;
     let named = |row: &sqlx::postgres::PgRow| {
         let oid = u32::try_from(row.get::<i64, _>(2)).unwrap_or_default();
-        (TableName::new(row.get::<String, _>(0), row.get::<String, _>(1)), Here { oid, owned: row.get(3) })
+        (
+            TableName::new(row.get::<String, _>(0), row.get::<String, _>(1)),
+            Here { oid, owned: row.get(3), owner: (row.get(4), row.get(5)) },
+        )
     };
     Ok(rows.iter().map(named).collect())
 }
@@ -78,6 +88,8 @@ async fn schemas(
     blueprint: &Blueprint,
     here: &BTreeMap<TableName, Here>,
     facts: &ServerFacts,
+    initialized: bool,
+    building: &BTreeSet<TableName>,
 ) -> Result<()> {
     let missing = || blueprint.all().filter(|t| !here.contains_key(&t.table));
     let used: BTreeSet<&str> = blueprint.all().map(|t| t.table.schema.as_str()).collect();
@@ -87,6 +99,12 @@ async fn schemas(
         .collect();
     if !made_in.is_empty() {
         made_in.extend(blueprint.types.iter().filter(|t| t.extension.is_none()).map(|t| t.schema.as_str()));
+    }
+    // A key that is built again makes an index, for which its table's schema is asked.
+    for table in blueprint.tables.iter().filter(|t| here.contains_key(&t.table)) {
+        if !initialized || building.contains(&table.table) {
+            made_in.insert(&table.table.schema);
+        }
     }
     let before = findings.problems();
     for schema in used.union(&made_in).filter(|schema| **schema != "pg_catalog") {
@@ -112,7 +130,7 @@ async fn schemas(
                 match (!usage, wants_create) {
                     (false, false) => continue,
                     (_, true) => {
-                        let what = format!("role {} may not make tables in schema {schema}", facts.role);
+                        let what = format!("role {} may not make tables and indexes in schema {schema}", facts.role);
                         (what, format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role}", quote(schema)))
                     }
                     (true, false) => {
@@ -122,7 +140,7 @@ async fn schemas(
                 }
             }
         };
-        let why = "init makes the missing tables, types and sequences in it, and changes are applied to tables in it";
+        let why = "init makes the missing tables, types and sequences in it, the copy builds keys and indexes, and changes are applied to tables in it";
         findings.error("schema_right", what, why, Some(Remedy::sql(Side::Replica, statement)));
         findings.about(*schema);
     }
@@ -133,14 +151,13 @@ async fn schemas(
 }
 
 /// `init` takes second unique keys and foreign keys off for the copy and puts them back: only an owner may.
-fn owner(findings: &mut Findings, table: &TableDefinition, facts: &ServerFacts) {
+fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool), facts: &ServerFacts) {
     let ([foreign, unique], _) = take_off(table);
     if foreign.is_empty() && unique.is_empty() {
         return;
     }
-    let statement = format!("ALTER TABLE {} OWNER TO {}", quote_table(&table.table), quote(&facts.role));
-    let why = "its second unique keys and foreign keys are taken off while it is copied and put back, which only an owner may; \
-               GRANT the owning role instead if the owner is to stay";
+    let statement = own(&quote_table(&table.table), owner, &facts.role);
+    let why = "its second unique keys and foreign keys are taken off while it is copied and put back, which only an owner may";
     findings.error(
         "table_owner",
         format!("role {} does not own it", facts.role),

@@ -23,6 +23,8 @@ struct Candidate {
     may_select: bool,
     schema_usage: bool,
     owned: bool,
+    /// Owning role, and whether it is a superuser.
+    owner: (String, bool),
     hidden_rows: bool,
     bytes: i64,
     deferrable_key: Option<String>,
@@ -45,7 +47,8 @@ SELECT n.nspname::text, c.relname::text, c.relreplident::text, \
  c.relrowsecurity AND NOT (SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user) \
   AND (c.relforcerowsecurity OR NOT pg_has_role(c.relowner, 'USAGE')), \
  pg_table_size(c.oid), \
- (SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate) \
+ (SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate), \
+ pg_get_userbyid(c.relowner)::text, (SELECT rolsuper FROM pg_roles r WHERE r.oid = c.relowner) \
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'millstream') \
 ORDER BY 1, 2";
@@ -70,6 +73,7 @@ pub(super) async fn check(
             may_select: row.get(6),
             schema_usage: row.get(7),
             owned: row.get(8),
+            owner: (row.get(12), row.get(13)),
             hidden_rows: row.get(9),
             bytes: row.get(10),
             deferrable_key: row.get(11),
@@ -163,8 +167,8 @@ fn judge_rights(findings: &mut Findings, table: &Candidate, facts: &ServerFacts)
         findings.about(name.clone());
     }
     if !table.owned && !facts.superuser {
-        let remedy = Remedy::sql(Side::Source, format!("ALTER TABLE {} OWNER TO {role}", table.sql_name()));
-        let why = "PostgreSQL lets only a table's owner (or a member of the owning role) publish it; GRANT the owning role instead if the owner is to stay";
+        let remedy = Remedy::sql(Side::Source, own(&table.sql_name(), &table.owner, &facts.role));
+        let why = "PostgreSQL lets only a table's owner, or a member of the owning role, publish it";
         findings.error("owner", format!("role {} does not own it", facts.role), why, Some(remedy));
         findings.about(name.clone());
     }
@@ -199,4 +203,12 @@ async fn foreign_types(findings: &mut Findings, connection: &mut PgConnection, p
         findings.needs_extension(row.get(0), row.get(1));
     }
     Ok(())
+}
+
+/// Makes a role an owner of a table beside its owner, who keeps it: the application may be that owner. A superuser needs no table, and
+/// membership in one would be too much.
+pub(super) fn own(table: &str, owner: &(String, bool), role: &str) -> String {
+    let (name, superuser) = owner;
+    let role = quote(role);
+    if *superuser { format!("ALTER TABLE {table} OWNER TO {role}") } else { format!("GRANT {} TO {role}", quote(name)) }
 }

@@ -15,7 +15,15 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
         let quoted = quote_ident(&column.name);
         match replica.columns.iter().find(|c| c.name == column.name) {
             None => {
-                found.push(format!("column {quoted} is missing: ALTER TABLE {name} ADD COLUMN {quoted} {};", column.type_text))
+                // With its default: rows that are here already must get what the source's rows got.
+                let default = match (&column.expression, column.generated) {
+                    (Some(expression), None) => format!(" DEFAULT {expression}"),
+                    _ => String::new(),
+                };
+                found.push(format!(
+                    "column {quoted} is missing: ALTER TABLE {name} ADD COLUMN {quoted} {}{default};",
+                    column.type_text
+                ))
             }
             Some(theirs) if theirs.generated.is_some() => {
                 found.push(format!("column {quoted} is generated here and not at the source: ALTER TABLE {name} ALTER COLUMN {quoted} DROP EXPRESSION;"));
