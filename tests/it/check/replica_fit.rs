@@ -105,3 +105,27 @@ async fn a_column_of_another_tables_row_type_is_found_before_init_refuses_it() {
     shop.tables.push("!public.b".into());
     gone(&check_source(&shop).await.0.into_list(), "types");
 }
+
+/// The printed statement left the rows that were there NULL where the source's had the default.
+#[tokio::test]
+async fn a_missing_column_comes_with_its_default_and_an_owner_keeps_its_table() {
+    let pair = Pair::new().await;
+    let owner = format!("app_{}", pair.replica.name);
+    pair.source.execute("CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE, vat numeric DEFAULT 5)").await;
+    pair.replica
+        .execute(&format!(
+            "CREATE ROLE {owner}; CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE); INSERT INTO t VALUES (1, 1); \
+             ALTER TABLE t OWNER TO {owner}"
+        ))
+        .await;
+    let mut replica = pair.config.replicas["reports"].clone();
+    replica.connect = plain_role(&pair.replica, &format!("role_{}", pair.replica.name)).await;
+    let look = async || findings(pair.shop(), &replica).await;
+    let fit = problem(&look().await, "table_fit");
+    carry_out(&fit.remedy.expect("a remedy"), &pair.replica).await;
+    assert_eq!(pair.replica.value("SELECT vat FROM t").await, "5");
+    let owned = problem(&look().await, "table_owner");
+    carry_out(&owned.remedy.expect("a remedy"), &pair.replica).await;
+    gone(&look().await, "table_owner");
+    assert_eq!(pair.replica.value("SELECT tableowner FROM pg_tables WHERE tablename = 't'").await, owner);
+}
