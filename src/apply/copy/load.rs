@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::BytesMut;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Meter;
 use super::{PostgresCopy, connect_replica, state, wait};
-use crate::capture::snapshot::{ChunkMoment, KeyRange, TableReader, TableShape};
+use crate::capture::snapshot::{ChunkMoment, CopyFormat, KeyRange, TableReader, TableShape};
 use crate::config::{ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, TableName};
@@ -23,6 +23,7 @@ const SEND_BYTES: usize = 128 << 10;
 
 struct Job {
     shape: Arc<TableShape>,
+    format: CopyFormat,
     chunk: i32,
     range: KeyRange,
 }
@@ -64,9 +65,10 @@ pub(super) async fn load_all(
         if !table.began_as(&shape) {
             return Ok(vec![table.table]);
         }
+        let format = format(replica, &shape).await?;
         let shape = Arc::new(shape);
         left.insert(table.table, pending.len());
-        jobs.extend(pending.into_iter().map(|c| Job { shape: Arc::clone(&shape), chunk: c.number, range: c.range }));
+        jobs.extend(pending.into_iter().map(|c| Job { shape: Arc::clone(&shape), format, chunk: c.number, range: c.range }));
     }
     copy.meter.begin(state::progress(replica, name).await?);
     let workers = copy.source.copy_workers.clamp(1, jobs.len().max(1));
@@ -141,7 +143,7 @@ async fn load(work: &Work, meter: &Meter, job: &Job, reader: &mut TableReader, r
     let name = &work.replica.name;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, work.epoch).await?;
-    let moved = relay(reader, &mut transaction, &shape, &job.range, Some(meter)).await?;
+    let moved = relay(reader, &mut transaction, &shape, &job.range, job.format, Some(meter)).await?;
     reader.finish(&moment).await?;
     state::chunk_loaded(&mut transaction, name, table, job.chunk, &moment, moved).await?;
     failpoint::hit("copy.chunk_loaded")?;
@@ -165,10 +167,20 @@ pub(super) async fn reread(
     hold_epoch(&mut transaction, name, epoch).await?;
     let delete = format!("DELETE FROM ONLY {} WHERE {}", quote_table(table), range.condition(&shape.key));
     transaction.execute(AssertSqlSafe(delete)).await.map_err(fail)?;
-    let (rows, _) = relay(reader, &mut transaction, &shape, &range, None).await?;
+    let (rows, _) = relay(reader, &mut transaction, &shape, &range, CopyFormat::Text, None).await?;
     reader.finish(&moment).await?;
     state::key_loaded(&mut transaction, name, table, key, &moment, rows).await?;
     transaction.commit().await.map_err(fail)
+}
+
+/// How a table's rows can travel: in binary where every type is the same on both sides.
+async fn format(replica: &mut PgConnection, shape: &TableShape) -> Result<CopyFormat> {
+    let sql = "SELECT attname::text, atttypid::int8 FROM pg_catalog.pg_attribute \
+               WHERE attrelid = pg_catalog.to_regclass($1) AND attnum > 0 AND NOT attisdropped";
+    let here = sqlx::query(sql).bind(quote_table(&shape.schema.table)).fetch_all(replica).await.map_err(fail)?;
+    let here: BTreeMap<String, i64> = here.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let there = |name: &str| here.get(name).and_then(|oid| u32::try_from(*oid).ok());
+    Ok(CopyFormat::between(shape.schema.columns.iter().map(|column| (column.type_oid, there(&column.name)))))
 }
 
 /// Copies rows across. Holds no more than one piece of [`SEND_BYTES`] and one row; the slower end sets the pace.
@@ -177,10 +189,11 @@ async fn relay(
     replica: &mut PgConnection,
     shape: &TableShape,
     range: &KeyRange,
+    format: CopyFormat,
     meter: Option<&Meter>,
 ) -> Result<(u64, u64)> {
-    let sql = format!("COPY {} ({}) FROM STDIN", quote_table(&shape.schema.table), shape.column_list());
-    let mut out = reader.rows(shape, range).await?;
+    let sql = format!("COPY {} ({}) FROM STDIN{}", quote_table(&shape.schema.table), shape.column_list(), format.option());
+    let mut out = reader.rows(shape, range, format).await?;
     let mut into = replica.copy_in_raw(&sql).await.map_err(fail)?;
     let mut buffer = BytesMut::with_capacity(SEND_BYTES * 2);
     let (mut rows, mut bytes) = (0_u64, 0_u64);
@@ -207,8 +220,10 @@ async fn relay(
         into.send(&buffer[..]).await.map_err(fail)?;
     }
     let written = into.finish().await.map_err(fail)?;
+    // Pieces were counted on the way; in the binary format one of them ends the data and is no row.
+    rows = out.rows().unwrap_or(rows);
     if let Some(meter) = meter {
-        meter.moved(rows - said.0, bytes - said.1);
+        meter.moved(rows.saturating_sub(said.0), bytes - said.1);
     }
     if written != rows {
         return Err(Error::new(ErrorKind::Unexpected, format!("the source gave {rows} rows and the replica took {written}")));
