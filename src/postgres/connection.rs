@@ -159,12 +159,14 @@ impl Connection {
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
         if let Poll::Ready(Err(error)) = self.poll_send(cx) {
-            // The server may have said why before it closed; that is worth more than "broken pipe".
-            if !matches!(self.poll_input(cx), Poll::Ready(Ok(n)) if n > 0) {
-                return Poll::Ready(Err(lost(error)));
-            }
+            // The server may have said why before it closed; that is worth more than "broken pipe". A socket that takes nothing any more
+            // gives what came and then its end, if not at this very moment: nothing is sent again, and it is read to there.
             self.output.clear();
-            return Poll::Ready(Ok(1));
+            return match self.poll_input(cx) {
+                Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
+                Poll::Ready(_) => Poll::Ready(Err(lost(error))),
+                Poll::Pending => Poll::Pending,
+            };
         }
         Poll::Ready(match ready!(self.poll_input(cx)) {
             Ok(0) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),

@@ -108,7 +108,7 @@ impl PgClient {
         self.settle().await?;
         put(&mut self.connection, |out| frontend::query(sql, out))?;
         self.unanswered += 1;
-        self.connection.send().await?;
+        // Sent by the first read, which also finds what a server that takes nothing any more has said before.
         let mut rows = Vec::new();
         let mut columns: Arc<[String]> = Arc::default();
         let mut touched = 0;
