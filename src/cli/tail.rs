@@ -278,7 +278,7 @@ impl Tail {
         match self.from {
             From::Position(from) if self.trimmed && position > from => {
                 let message = format!(
-                    "the log is kept from about {position} on; what came before was trimmed (--from beginning reads from there); replicas had read it, nothing is lost"
+                    "the log is kept from about {position} on; what came before was trimmed (--from beginning reads from there); every registered replica had read it"
                 );
                 Err(Error::halt(HaltCode::QueueLost, message))
             }
