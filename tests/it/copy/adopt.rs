@@ -4,8 +4,7 @@ use millstream::preflight::init::{Adopt, InitOptions, Line, Outcome};
 use super::Pair;
 use crate::support::compare;
 use crate::support::daemon::{Site, pair_configuration};
-use crate::support::files::Folder;
-use crate::support::postgres::{PgServer, tool};
+use crate::support::postgres::PgServer;
 use crate::support::wait::{LONG, until};
 
 fn adopt(at: Option<Position>) -> InitOptions {
@@ -60,7 +59,7 @@ async fn a_physical_backup_goes_on_from_where_it_left_the_source() {
     source
         .execute("CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT n, 'x' FROM generate_series(1, 100) n")
         .await;
-    // The stream begins before the backup ends, so that the log can continue it.
+    // The stream begins before the copy is made, so that the log can continue it.
     let site = Site::new(
         &pair_configuration(&source.url(), &source.url(), "embedded:{folder}/queue")
             .replace("[replica.reports]\nsource = \"shop\"", "[replica.unused]\nsource = \"shop\""),
@@ -72,20 +71,7 @@ async fn a_physical_backup_goes_on_from_where_it_left_the_source() {
     site.must(&["init"]).await;
     source.execute("UPDATE a SET v = 'before' WHERE id < 20").await;
 
-    let folder = Folder::new("backup");
-    crate::support::files::give_to_server_user(folder.path());
-    let data = folder.path().join("data");
-    let mut command = tool("pg_basebackup");
-    command
-        .arg("-h")
-        .arg(one.folder())
-        .arg("-p")
-        .arg(one.port().to_string())
-        .args(["-U", "postgres", "-X", "stream", "-R", "-c", "fast", "-D"])
-        .arg(&data);
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let standby = PgServer::adopt(folder, data).await;
+    let standby = one.cold_standby().await;
     let replica = standby.database(&source.name);
     source.execute("UPDATE a SET v = 'streamed' WHERE id = 30").await;
     until("the standby to follow", LONG, async || replica.value("SELECT v FROM a WHERE id = 30").await == "streamed").await;

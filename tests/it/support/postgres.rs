@@ -111,9 +111,27 @@ impl PgServer {
         Builder::default()
     }
 
-    /// Starts a server on a cluster that a test made itself (a restored backup, a standby). Its settings stay as they are but for
-    /// sockets and port.
-    pub async fn adopt(folder: Folder, data: PathBuf) -> Self {
+    /// A standby of this server, from a cold copy: this one stops in order, its folder is copied, and it runs again. The standby
+    /// streams what comes after, and has none of this server's slots, as after `pg_basebackup` (which a server's own programs
+    /// may come without).
+    pub async fn cold_standby(&self) -> Self {
+        let folder = Folder::new("standby");
+        let data = folder.path().join("data");
+        self.stop().await;
+        let (from, to) = (self.data.clone(), data.clone());
+        tokio::task::spawn_blocking(move || template::copy_cluster(&from, &to)).await.expect("a copy");
+        self.restart().await;
+        for slot in fs::read_dir(data.join("pg_replslot")).expect("pg_replslot") {
+            fs::remove_dir_all(slot.expect("a slot").path()).expect("remove");
+        }
+        let primary = format!("host={} port={} user=postgres", self.folder().display(), self.port());
+        append(&data.join("postgresql.conf"), &format!("primary_conninfo = '{primary}'\n"));
+        write_private(&data.join("standby.signal"), "");
+        Self::adopt(folder, data).await
+    }
+
+    /// Starts a server on a cluster that is already made. Its settings stay as they are but for sockets and port.
+    async fn adopt(folder: Folder, data: PathBuf) -> Self {
         let server = Self {
             process: Mutex::new(None),
             port: AtomicU32::new(free_port()),
@@ -440,7 +458,7 @@ fn append(path: &Path, text: &str) {
     give_to_server_user(path);
 }
 
-/// A tool of this server's version, as the server's user.
+/// A tool of this server's version, as the server's user. The suite itself needs none: only `initdb` and `postgres`.
 pub fn tool(name: &str) -> Command {
     let mut command = Command::new(template::bin().join(name));
     process::as_server_user(&mut command);

@@ -35,21 +35,34 @@ pub fn major_version() -> u32 {
     })
 }
 
-/// Fills `data` with a new cluster: one initdb for the process, then copies, each with an identity of its own.
+/// Fills `data` with a new cluster: one initdb for the process, then copies, each with an identity of its own. Where the server
+/// came without `pg_resetwal` there is no other identity for a copy, and each cluster has an initdb of its own.
 pub fn new_cluster(data: &Path) {
     static TEMPLATE: OnceLock<Folder> = OnceLock::new();
+    if !bin().join("pg_resetwal").exists() {
+        return initdb(data);
+    }
     let template = TEMPLATE.get_or_init(|| {
         let folder = Folder::new("initdb");
-        let mut initdb = Command::new(bin().join("initdb"));
-        initdb.arg("-D").arg(folder.path().join("data"));
-        initdb.args(["-U", "postgres", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync", "--no-instructions"]);
-        run(as_server_user(&mut initdb));
+        initdb(&folder.path().join("data"));
         folder
     });
-    let mut copy = Command::new("cp");
-    copy.args(["-a", "--reflink=auto"]).arg(template.path().join("data")).arg(data);
-    run(as_server_user(&mut copy));
+    copy_cluster(&template.path().join("data"), data);
     new_identity(data);
+}
+
+/// Copies a cluster that no server runs on, as the user that servers run as.
+pub fn copy_cluster(from: &Path, to: &Path) {
+    let mut copy = Command::new("cp");
+    copy.args(["-a", "--reflink=auto"]).arg(from).arg(to);
+    run(as_server_user(&mut copy));
+}
+
+fn initdb(data: &Path) {
+    let mut initdb = Command::new(bin().join("initdb"));
+    initdb.arg("-D").arg(data);
+    initdb.args(["-U", "postgres", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync", "--no-instructions"]);
+    run(as_server_user(&mut initdb));
 }
 
 /// Another system identifier: source and replica must not look like one cluster. The control file ends with its CRC-32C
