@@ -20,15 +20,24 @@ pub struct Mark {
     pub header: TransactionHeader,
     /// Index behind its last change.
     pub end: usize,
-    /// The record that it came in.
+    /// The record that it came in, as if none of its transactions were taken.
     pub place: Arc<Cursor>,
+    /// Bytes of the stream up to here.
+    pub bytes_so_far: u64,
+    /// Changes of the stream up to here.
+    pub changes_so_far: u64,
 }
 
 impl Mark {
     /// The cursor of a replica that has this transaction and everything before it.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
-        Cursor { position: Some(self.header.position), ..Cursor::clone(&self.place) }
+        Cursor {
+            position: Some(self.header.position),
+            bytes_so_far: self.bytes_so_far,
+            changes_so_far: self.changes_so_far,
+            ..Cursor::clone(&self.place)
+        }
     }
 }
 

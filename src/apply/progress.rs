@@ -25,8 +25,8 @@ pub fn of_cursor(cursor: &Cursor) -> ConsumerProgress {
         keep_from: cursor.base_offset,
         number: cursor.number,
         position: cursor.position,
-        bytes_before: cursor.bytes_before,
-        changes_before: cursor.changes_before,
+        bytes_so_far: cursor.bytes_so_far,
+        changes_so_far: cursor.changes_so_far,
         at_us: now_us(),
     }
 }

@@ -122,7 +122,7 @@ impl Decoder {
             Body::SlotStart(start) => self.reach(start.position),
             _ => {}
         }
-        let place = record.cursor(self.position);
+        let place = record.cursor(self.position, 0);
         let unit = match record.record.body {
             Body::Fence(_) => return Ok(None),
             Body::Schema(schema) => Unit::Schema(Arc::new(schema)),
@@ -144,10 +144,13 @@ impl Decoder {
     }
 
     fn transactions(&mut self, batch: &TransactionBatch, place: Cursor, bytes: usize) -> Result<Option<Unit>> {
-        let place = Arc::new(place);
+        let whole = place.bytes_so_far;
+        let mut changes_so_far = place.changes_so_far;
+        let place = Arc::new(Cursor { bytes_so_far: whole.saturating_sub(bytes as u64), ..place });
         let mut found = Transactions { changes: Vec::new(), marks: Vec::new(), bytes, permit: None };
         for transaction in batch.iter() {
             let transaction = transaction?;
+            changes_so_far += transaction.change_count;
             if self.is_applied(transaction.header.position) {
                 continue;
             }
@@ -156,7 +159,11 @@ impl Decoder {
                 found.changes.push(change?);
             }
             self.reach(transaction.header.position);
-            found.marks.push(Mark { end: found.changes.len(), header: transaction.header, place: Arc::clone(&place) });
+            let (end, bytes_so_far) = (found.changes.len(), place.bytes_so_far);
+            found.marks.push(Mark { end, header: transaction.header, place: Arc::clone(&place), bytes_so_far, changes_so_far });
+        }
+        if let Some(last) = found.marks.last_mut() {
+            last.bytes_so_far = whole;
         }
         Ok((!found.marks.is_empty()).then_some(Unit::Transactions(found)))
     }
@@ -184,7 +191,8 @@ impl Decoder {
             self.large = None;
             self.reach(header.position);
         }
-        let place = Cursor { position: Some(header.position), ..place };
+        let changes_so_far = place.changes_so_far + if part.last { part.change_count } else { 0 };
+        let place = Cursor { position: Some(header.position), changes_so_far, ..place };
         let (last, change_count) = (part.last, part.change_count);
         Ok(Some(Unit::Piece(Piece { header, first, last, changes, change_count, place, bytes, permit: None })))
     }

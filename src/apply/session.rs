@@ -24,7 +24,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::TableSchema;
 use crate::halt::HaltCode;
 use crate::queue::log::Cursor;
-use crate::replica::{Replica, Step, kept_alive};
+use crate::replica::{Applied, Replica, Step, kept_alive};
 
 /// The ledger moves at least this often when only progress comes.
 const IDLE_STEP: Duration = Duration::from_secs(1);
@@ -207,16 +207,31 @@ impl Session<'_> {
     async fn apply(&mut self, batch: &Batch) -> Result<()> {
         let Some(cursor) = batch.cursor.clone() else { return Ok(()) };
         self.deep = self.merger.is_deep(batch);
-        let applied = self.replica.apply(batch, &self.schemas).await?;
+        let mut applied = Applied::default();
+        let outcome = self.replica.apply(batch, &self.schemas, &mut applied).await;
+        let changes = batch.changes_of(0, applied.transactions).len() as u64;
         self.status.send_modify(|status| {
-            status.transactions += batch.marks.len() as u64;
-            status.changes += batch.changes.len() as u64;
-            status.bytes += batch.bytes as u64;
+            status.transactions += applied.transactions as u64;
+            status.changes += changes;
             status.batches += applied.commits;
             status.replays += u64::from(applied.replayed);
         });
-        self.rate.add(batch.changes.len() as u64);
+        self.rate.add(changes);
+        if let Err(error) = outcome {
+            self.committed_in_part(batch, applied.transactions);
+            return Err(error);
+        }
+        self.status.send_modify(|status| status.bytes += batch.bytes as u64);
         self.committed(cursor, batch.source_time_us).await
+    }
+
+    /// The first transactions of a batch are in, and the next one is refused.
+    fn committed_in_part(&mut self, batch: &Batch, transactions: usize) {
+        let Some(mark) = transactions.checked_sub(1).map(|last| &batch.marks[last]) else { return };
+        let cursor = mark.cursor();
+        self.fresh(mark.header.commit_time_us);
+        self.status.send_modify(|status| status.stands_at(&cursor));
+        self.reporter.committed(cursor);
     }
 
     async fn advance(&mut self, batch: &Batch) -> Result<()> {
@@ -285,10 +300,7 @@ impl Session<'_> {
             self.fresh(time);
         }
         self.status.send_modify(|status| {
-            status.number = Some(cursor.number);
-            status.position = cursor.position;
-            status.bytes_before = cursor.bytes_before;
-            status.changes_before = cursor.changes_before;
+            status.stands_at(&cursor);
             status.changes_per_second = rate;
         });
         let position = cursor.position;

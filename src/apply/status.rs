@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::lag::Lag;
 use crate::event::{ApplyEpoch, Position, RecordNumber};
 use crate::halt::HaltCode;
+use crate::queue::log::Cursor;
 
 /// What an applier is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -44,10 +45,10 @@ pub struct ApplyStatus {
     pub number: Option<RecordNumber>,
     /// Where that was in the source.
     pub position: Option<Position>,
-    /// `bytes_before` of that record: the writer's own total minus this is the backlog.
-    pub bytes_before: u64,
-    /// `changes_before` of that record.
-    pub changes_before: u64,
+    /// Bytes of the stream up to there: the writer's own total minus this is the backlog.
+    pub bytes_so_far: u64,
+    /// Changes of the stream up to there.
+    pub changes_so_far: u64,
     /// The source's clock at the last commit or heartbeat applied, microseconds since 1970-01-01 UTC.
     pub source_time_us: Option<i64>,
     /// When that was applied, by this daemon's clock, microseconds since 1970-01-01 UTC.
@@ -71,6 +72,16 @@ pub struct ApplyStatus {
     pub halt: Option<HaltCode>,
     /// Last failure in words; kept until work goes on.
     pub error: Option<String>,
+}
+
+impl ApplyStatus {
+    /// The ledger holds everything up to a cursor.
+    pub fn stands_at(&mut self, cursor: &Cursor) {
+        self.number = Some(cursor.number);
+        self.position = cursor.position;
+        self.bytes_so_far = cursor.bytes_so_far;
+        self.changes_so_far = cursor.changes_so_far;
+    }
 }
 
 /// How long one measurement of a rate takes.

@@ -159,8 +159,9 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     }
     begins(status, if catch_up.is_some() { ApplyState::CatchingUp } else { ApplyState::Live });
     status.send_modify(|status| {
-        status.position = row.cursor.as_ref().and_then(|cursor| cursor.position);
-        status.number = row.cursor.as_ref().map(|cursor| cursor.number);
+        if let Some(cursor) = &row.cursor {
+            status.stands_at(cursor);
+        }
         status.source_time_us = row.source_time_us;
     });
     let mut session = Session {

@@ -20,7 +20,7 @@ use crate::queue::ConsumerProgress;
 async fn consume(queue: &MemoryQueue, keep_from: u64) {
     use crate::queue::Queue;
     let (keep_from, number) = (QueueOffset(keep_from), RecordNumber(1));
-    let progress = ConsumerProgress { keep_from, number, position: None, bytes_before: 0, changes_before: 0, at_us: 0 };
+    let progress = ConsumerProgress { keep_from, number, position: None, bytes_so_far: 0, changes_so_far: 0, at_us: 0 };
     let value = Bytes::from(serde_json::to_vec(&progress).unwrap());
     queue.registry_put("s", "consumer/c", Some(value)).await.unwrap();
 }
@@ -110,7 +110,7 @@ async fn a_registration_in_progress_is_as_far_behind_as_what_it_holds() {
     hold(&queue, "s", "c", &entry).await.unwrap();
     let held = consumers(&queue.registry("s").await.unwrap()).unwrap();
     assert_eq!(held["c"].keep_from, log.durable_base().unwrap().offset);
-    let behind = log.bytes_total() - slowest_of(&held).unwrap().bytes_before;
+    let behind = log.bytes_total() - slowest_of(&held).unwrap().bytes_so_far;
     assert!((1..1000).contains(&behind), "{behind} bytes");
 }
 

@@ -56,7 +56,7 @@ pub struct CaptureStatus {
     pub source_time_us: Option<i64>,
     /// Number of the last record given.
     pub number: Option<RecordNumber>,
-    /// Bytes of all records of the stream: a consumer's `bytes_before` taken off it is its backlog.
+    /// Bytes of all records of the stream: a consumer's `bytes_so_far` taken off it is its backlog.
     pub bytes_total: u64,
     /// Changes of all records of the stream.
     pub changes_total: u64,

@@ -44,8 +44,8 @@ pub struct Slowest {
     pub name: String,
     /// Last record that it holds durably.
     pub number: RecordNumber,
-    /// `bytes_before` of that record.
-    pub bytes_before: u64,
+    /// Bytes of the stream up to there.
+    pub bytes_so_far: u64,
 }
 
 /// The upkeep of one claimed stream.
@@ -125,8 +125,8 @@ pub fn consumers(registry: &BTreeMap<String, Bytes>) -> Result<BTreeMap<String, 
 /// The consumer whose last record lies furthest back.
 #[must_use]
 pub fn slowest_of(consumers: &BTreeMap<String, ConsumerProgress>) -> Option<Slowest> {
-    let (name, progress) = consumers.iter().min_by_key(|(_, progress)| progress.bytes_before)?;
-    Some(Slowest { name: name.clone(), number: progress.number, bytes_before: progress.bytes_before })
+    let (name, progress) = consumers.iter().min_by_key(|(_, progress)| progress.bytes_so_far)?;
+    Some(Slowest { name: name.clone(), number: progress.number, bytes_so_far: progress.bytes_so_far })
 }
 
 /// What nobody needs lies before this.

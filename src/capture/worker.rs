@@ -212,7 +212,7 @@ impl Worker {
 
     /// Bytes from the slowest consumer to the end.
     fn queued_bytes(&self) -> u64 {
-        let behind = |slowest: &Slowest| self.parts.log.bytes_total().saturating_sub(slowest.bytes_before);
+        let behind = |slowest: &Slowest| self.parts.log.bytes_total().saturating_sub(slowest.bytes_so_far);
         self.parts.slowest.borrow().as_ref().map_or(0, behind)
     }
 

@@ -58,8 +58,8 @@ impl Control {
             let consumer = Consumer {
                 position: progress.position.map(|p| p.to_string()),
                 record: progress.number.0,
-                behind_bytes: if caught_up { Some(0) } else { behind(|end| end.bytes_total, progress.bytes_before) },
-                behind_changes: if caught_up { Some(0) } else { behind(|end| end.changes_total, progress.changes_before) },
+                behind_bytes: if caught_up { Some(0) } else { behind(|end| end.bytes_total, progress.bytes_so_far) },
+                behind_changes: if caught_up { Some(0) } else { behind(|end| end.changes_total, progress.changes_so_far) },
                 said_at: time(progress.at_us),
                 configured: self.replicas.contains_key(&name),
             };
@@ -147,11 +147,11 @@ fn captured(source: &mut Source, capture: &CaptureStatus) {
 
 /// A consumer that stands at the stream's last position has nothing before it; its last record's own size does not count.
 fn is_caught_up(position: Option<Position>, end: &CaptureStatus) -> bool {
-    position.is_some() && position >= end.appended
+    end.appended.is_some() && position >= end.appended
 }
 
 fn backlog(apply: &ApplyStatus, end: Option<&CaptureStatus>, surveyed: Option<End>) -> (Option<u64>, Option<u64>) {
-    let (bytes, changes) = (apply.bytes_before, apply.changes_before);
+    let (bytes, changes) = (apply.bytes_so_far, apply.changes_so_far);
     let to =
         |end_bytes: u64, end_changes: u64| (Some(end_bytes.saturating_sub(bytes)), Some(end_changes.saturating_sub(changes)));
     match end {

@@ -13,8 +13,7 @@ use super::sequences;
 use crate::capture::publication_name;
 use crate::config::SourceConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::record::decode_frame;
-use crate::event::{QueueOffset, RecordKind, RecordNumber, TableName};
+use crate::event::{Body, QueueOffset, Record, RecordNumber, TableName};
 use crate::postgres::sql::{Side, connect};
 use crate::preflight::tables::TablePatterns;
 use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
@@ -139,11 +138,12 @@ async fn look_at_end(stream: &str, queue: &Arc<dyn Queue>) -> Result<Option<End>
     let mut reader = queue.reader(stream, QueueOffset(bounds.end.0.saturating_sub(1))).await?;
     let Some(last) = reader.read(1, LAST_WAIT).await?.pop() else { return Ok(None) };
     let bytes = last.bytes.len() as u64;
-    let (header, _) = decode_frame(last.bytes)?;
-    if header.kind == RecordKind::Fence {
+    let Record { header, body } = Record::decode(last.bytes)?;
+    if matches!(body, Body::Fence(_)) {
         return Ok(None);
     }
-    Ok(Some(End { number: header.number, bytes_total: header.bytes_before + bytes, changes_total: header.changes_before }))
+    let (bytes_total, changes_total) = (header.bytes_before + bytes, header.changes_before + body.changes()?);
+    Ok(Some(End { number: header.number, bytes_total, changes_total }))
 }
 
 /// Ordinary tables and leaves of partitioned ones, and whether the publication lists them.

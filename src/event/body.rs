@@ -143,6 +143,18 @@ pub struct Message {
 }
 
 impl Body {
+    /// How many changes are complete with it: those of a large transaction are with its last part.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Malformed`].
+    pub fn changes(&self) -> Result<u64> {
+        match self {
+            Self::Transactions(batch) => batch.iter().map(|transaction| Ok(transaction?.change_count)).sum(),
+            Self::Part(part) if part.last => Ok(part.change_count),
+            _ => Ok(0),
+        }
+    }
+
     /// The kind that goes into the header.
     #[must_use]
     pub fn kind(&self) -> RecordKind {

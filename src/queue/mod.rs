@@ -162,10 +162,10 @@ pub struct ConsumerProgress {
     pub number: RecordNumber,
     /// Where that was in the source.
     pub position: Option<Position>,
-    /// `bytes_before` of that record: the writer measures the slowest consumer's distance with it.
-    pub bytes_before: u64,
-    /// `changes_before` of that record.
-    pub changes_before: u64,
+    /// Bytes of the stream up to there: the writer measures the slowest consumer's distance with it.
+    pub bytes_so_far: u64,
+    /// Changes of the stream up to there.
+    pub changes_so_far: u64,
     /// When it said so, microseconds since 1970-01-01 UTC.
     pub at_us: i64,
 }

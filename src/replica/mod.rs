@@ -59,6 +59,8 @@ pub struct Step {
 /// How a batch came to be applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
+    /// Source transactions of the batch that are committed, from its first on.
+    pub transactions: usize,
     /// Replica transactions that it took.
     pub commits: u64,
     /// True when it was refused as a whole and went in by pieces.
@@ -100,8 +102,8 @@ pub trait Replica: Send {
     ///
     /// # Errors
     /// A halt with `replica_conflict`, `replica_constraint` or `schema_mismatch` at the transaction that cannot be applied, with
-    /// everything before it committed. [`crate::ErrorKind::Fenced`] when a newer applier took over.
-    async fn apply(&mut self, batch: &Batch, schemas: &Schemas) -> Result<Applied>;
+    /// everything before it committed and counted in `applied`. [`crate::ErrorKind::Fenced`] when a newer applier took over.
+    async fn apply(&mut self, batch: &Batch, schemas: &Schemas, applied: &mut Applied) -> Result<()>;
 
     /// Moves the ledger alone.
     ///

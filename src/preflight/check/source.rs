@@ -7,6 +7,7 @@ use sqlx::{PgConnection, Row};
 use super::finding::{Findings, Place, Remedy, Side};
 use super::server::{self, ServerFacts};
 use super::source_tables;
+use super::standbys;
 use crate::config::SourceConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sql::{self, quote_ident as quote};
@@ -55,6 +56,7 @@ async fn look(
     replication_right(findings, source, connection, &facts).await.map_err(sql_error)?;
     retention(findings, source, connection).await.map_err(sql_error)?;
     create_right(findings, connection, &facts).await.map_err(sql_error)?;
+    standbys::check(findings, connection, &facts).await.map_err(sql_error)?;
     long_transactions(findings, long_transaction, connection).await.map_err(sql_error)?;
     let patterns = TablePatterns::parse(&source.tables)?;
     source_tables::check(findings, source, &patterns, connection, &facts).await.map_err(sql_error)?;

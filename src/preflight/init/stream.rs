@@ -99,8 +99,8 @@ pub async fn hold(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, from: &E
         keep_from: from.offset,
         number: RecordNumber(0),
         position: None,
-        bytes_before: from.bytes_before,
-        changes_before: from.changes_before,
+        bytes_so_far: from.bytes_before,
+        changes_so_far: from.changes_before,
         at_us: now_us(),
     };
     put(queue, stream, consumer, &progress).await
@@ -127,8 +127,8 @@ pub async fn put_cursor(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, cu
             keep_from: cursor.base_offset,
             number: cursor.number,
             position: cursor.position,
-            bytes_before: cursor.bytes_before,
-            changes_before: cursor.changes_before,
+            bytes_so_far: cursor.bytes_so_far,
+            changes_so_far: cursor.changes_so_far,
             at_us: now_us(),
         },
     )
@@ -178,33 +178,36 @@ impl Place {
     fn take(&mut self, entry: Entry, limit: Option<Position>) -> Result<bool> {
         let Entry::Record(record) = entry else { return Ok(true) };
         let beyond = |position: Position| limit.is_some_and(|limit| position > limit);
+        let mut changes = 0;
         match &record.record.body {
             Body::Fence(_) => return Ok(true),
             Body::Part(part) if beyond(part.header.position) => return Ok(false),
             Body::Part(part) if !part.last => return Ok(true),
-            Body::Part(part) => self.position = Some(part.header.position),
+            Body::Part(part) => (self.position, changes) = (Some(part.header.position), part.change_count),
             Body::Progress(progress) if beyond(progress.position) => return Ok(false),
             Body::Progress(progress) => self.position = Some(progress.position),
             Body::SlotStart(start) if beyond(start.position) => return Ok(false),
             Body::SlotStart(start) => self.position = Some(start.position),
             Body::Transactions(batch) => {
                 for transaction in batch.iter() {
-                    let position = transaction?.header.position;
+                    let transaction = transaction?;
+                    let position = transaction.header.position;
                     if beyond(position) {
-                        self.note(&record);
+                        self.note(&record, changes);
                         return Ok(false);
                     }
                     self.position = Some(position);
+                    changes += transaction.change_count;
                 }
             }
             _ => {}
         }
-        self.note(&record);
+        self.note(&record, changes);
         Ok(true)
     }
 
-    fn note(&mut self, record: &LogRecord) {
-        self.cursor = Some(record.cursor(self.position));
+    fn note(&mut self, record: &LogRecord, changes: u64) {
+        self.cursor = Some(record.cursor(self.position, changes));
     }
 }
 

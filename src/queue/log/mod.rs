@@ -69,10 +69,10 @@ pub struct Cursor {
     pub base_offset: QueueOffset,
     /// Position of the last transaction or progress taken; `None` before the first.
     pub position: Option<Position>,
-    /// `bytes_before` of the record.
-    pub bytes_before: u64,
-    /// `changes_before` of the record.
-    pub changes_before: u64,
+    /// Bytes of the stream up to here; of a batch taken in part, without it.
+    pub bytes_so_far: u64,
+    /// Changes of the stream up to here.
+    pub changes_so_far: u64,
 }
 
 /// What a reader hands on.
@@ -99,9 +99,9 @@ pub struct LogRecord {
 }
 
 impl LogRecord {
-    /// The cursor of a consumer that has taken this record up to a position.
+    /// The cursor of a consumer that has taken the whole record, with as many changes in it.
     #[must_use]
-    pub fn cursor(&self, position: Option<Position>) -> Cursor {
+    pub fn cursor(&self, position: Option<Position>, changes: u64) -> Cursor {
         let header = &self.record.header;
         Cursor {
             stream: header.stream,
@@ -112,8 +112,8 @@ impl LogRecord {
             base: header.base,
             base_offset: self.base_offset,
             position,
-            bytes_before: header.bytes_before,
-            changes_before: header.changes_before,
+            bytes_so_far: header.bytes_before + self.stored_bytes as u64,
+            changes_so_far: header.changes_before + changes,
         }
     }
 }

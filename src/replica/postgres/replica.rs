@@ -49,14 +49,14 @@ struct Large {
 
 #[async_trait]
 impl Replica for PostgresReplica {
-    async fn apply(&mut self, batch: &Batch, schemas: &Schemas) -> Result<Applied> {
-        let mut applied = Applied::default();
+    async fn apply(&mut self, batch: &Batch, schemas: &Schemas, applied: &mut Applied) -> Result<()> {
         // Ranges of transactions still to apply, the next one last.
         let mut ranges = vec![(0, batch.marks.len())];
         while let Some((from, to)) = ranges.pop() {
             let error = match self.apply_range(batch, from, to, schemas, Way::Usual).await {
                 Ok(()) => {
                     applied.commits += 1;
+                    applied.transactions = to;
                     continue;
                 }
                 Err(error) => error,
@@ -75,9 +75,10 @@ impl Replica for PostgresReplica {
                 let culprit = self.apply_range(batch, from, to, schemas, way).await.map_err(too_long);
                 culprit.map_err(|error| blame::at_marks(error, &batch.marks[from..to]))?;
                 applied.commits += 1;
+                applied.transactions = to;
             }
         }
-        Ok(applied)
+        Ok(())
     }
 
     async fn advance(&mut self, step: &Step) -> Result<()> {

@@ -27,6 +27,30 @@ async fn a_poison_row_halts_at_its_transaction_and_what_came_before_is_committed
     assert_eq!(rig.rows("SELECT count(*) FROM item").await, "101");
 }
 
+/// After a restart the whole life of the stream was counted as backlog until the first commit, which a halted replica never comes to.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backlog_of_a_halted_replica_is_exact_after_a_restart_too() {
+    let mut rig = Rig::new(ITEM).await;
+    rig.replica.execute("INSERT INTO item VALUES (77, 'rogue')").await;
+    let t = rig.table("item").await;
+    let inserts = |ids: std::ops::Range<i32>| ids.map(|i| insert(&t, &[v(&i.to_string()), v("ok")])).collect::<Vec<_>>();
+    // One record, the last two of its transactions behind the halt; then another record.
+    rig.log.transactions(&[inserts(0..70), inserts(70..75), inserts(75..80), inserts(80..100)]).await;
+    let end = rig.log.transactions(&[inserts(100..110)]).await;
+    for _ in 0..2 {
+        rig.start();
+        rig.halted("replica_conflict").await;
+        let status = rig.status.borrow().clone();
+        assert_eq!((rig.log.changes() - status.changes_so_far, rig.log.changes()), (35, 110));
+        assert!(status.bytes_so_far > 0 && status.bytes_so_far < rig.log.bytes(), "{status:?}");
+        rig.stop().await;
+    }
+    rig.replica.execute("DELETE FROM item WHERE id = 77").await;
+    rig.drain(end).await;
+    let status = rig.status.borrow().clone();
+    assert_eq!((status.changes_so_far, status.bytes_so_far), (110, rig.log.bytes()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_somebody_deleted_is_a_conflict() {
     let mut rig = Rig::new(ITEM).await;

@@ -75,6 +75,16 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
+    /// Changes of the whole stream.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Bytes of the whole stream.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     async fn open(queue: &Arc<dyn Queue>) -> Self {
         queue.create("shop").await.unwrap();
         let writer = queue.writer("shop").await.unwrap();

@@ -8,7 +8,7 @@ use millstream::apply::ApplyState;
 use millstream::apply::merge::{Batch, Mark};
 use millstream::event::{Epoch, Nonce, QueueOffset, RecordNumber};
 use millstream::queue::log::Cursor;
-use millstream::replica::ReplicaTarget;
+use millstream::replica::{Applied, ReplicaTarget};
 
 use super::rig::{Rig, STREAM, WAIT, insert, update, v};
 use crate::support::proxy::Proxy;
@@ -79,10 +79,13 @@ fn batch(t: &millstream::event::TableSchema, id: &str, number: u64, header: mill
         base: RecordNumber(1),
         base_offset: QueueOffset(0),
         position: None,
-        bytes_before: 0,
-        changes_before: 0,
+        bytes_so_far: 0,
+        changes_so_far: 0,
     };
-    Batch::of(vec![insert(t, &[v(id), v("0")])], vec![Mark { header, end: 1, place: Arc::new(place) }])
+    Batch::of(
+        vec![insert(t, &[v(id), v("0")])],
+        vec![Mark { header, end: 1, place: Arc::new(place), bytes_so_far: 0, changes_so_far: 0 }],
+    )
 }
 
 /// FAULTS 4: a stopped applier wakes up after another has taken over.
@@ -92,13 +95,13 @@ async fn a_zombie_is_fenced_by_the_ledger() {
     let t = rig.table("item").await;
     let schemas = [(t.id, Arc::new(t.clone()))].into_iter().collect();
     let (mut zombie, row) = rig.target().claim().await.unwrap();
-    zombie.apply(&batch(&t, "1", 5, rig.log.next_header()), &schemas).await.unwrap();
+    zombie.apply(&batch(&t, "1", 5, rig.log.next_header()), &schemas, &mut Applied::default()).await.unwrap();
     let Err(held) = rig.target().claim().await else { panic!("the lock was given twice") };
     assert_eq!(held.kind(), ErrorKind::Held);
     assert!(held.to_string().contains("millstream apply reports"), "{held}");
     // Its connection hangs somewhere, and its lock was taken from it.
     rig.replica.execute("SELECT pg_advisory_unlock_all(); UPDATE millstream.replica SET apply_epoch = apply_epoch + 1").await;
-    let error = zombie.apply(&batch(&t, "2", 6, rig.log.next_header()), &schemas).await.unwrap_err();
+    let error = zombie.apply(&batch(&t, "2", 6, rig.log.next_header()), &schemas, &mut Applied::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fenced, "{error}");
     drop(zombie);
     assert_eq!(rig.rows("SELECT count(*), max(id) FROM item").await, "1|1");

@@ -255,8 +255,8 @@ impl<'s> Rig<'s> {
             keep_from: bounds.start,
             number: header.number,
             position: None,
-            bytes_before: header.bytes_before,
-            changes_before: header.changes_before,
+            bytes_so_far: header.bytes_before,
+            changes_so_far: header.changes_before,
             at_us: 0,
         };
         let value = serde_json::to_vec(&progress).unwrap();

@@ -1,11 +1,13 @@
 //! Findings about a source.
 
 use millstream::config::{PgConnect, PgHost, SourceConfig};
-use millstream::preflight::check::{Finding, Severity, check_source, check_source_with};
+use millstream::preflight::check::{Finding, Place, Severity, check_source, check_source_with};
 use sqlx::Executor;
 
 use super::{carry_out, gone, plain_role, problem, server, source_config};
 use crate::support::postgres::{self, PgDatabase};
+use crate::support::template::major_version;
+use crate::support::wait::{LONG, eventually};
 
 async fn findings(source: &SourceConfig) -> Vec<Finding> {
     check_source(source).await.0.into_list()
@@ -235,6 +237,34 @@ async fn connections_that_are_all_taken() {
     server.stop().await;
     server.restart().await;
     gone(&findings(&source).await, "connect");
+}
+
+#[tokio::test]
+async fn a_standby_that_would_not_have_the_slot_or_the_changes() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let source = source_config(db.connect());
+    gone(&findings(&source).await, "failover");
+    db.execute("SELECT pg_create_physical_replication_slot('one'), pg_create_physical_replication_slot('two')").await;
+    let found = problem(&findings(&source).await, "failover");
+    assert_eq!(found.severity, Severity::Warning);
+    let remedy = found.remedy.expect("a remedy");
+    if major_version() >= 17 {
+        carry_out(&remedy, &db).await;
+        eventually("the setting", LONG, async || match db.value("SHOW synchronized_standby_slots").await.as_str() {
+            "one, two" => Ok(()),
+            other => Err(other.to_owned()),
+        })
+        .await;
+        let ok = findings(&source).await.into_iter().find(|f| f.check == "failover").expect("said");
+        assert!(ok.severity == Severity::Ok && ok.what.contains("one, two"), "{ok:?}");
+    } else {
+        // The remedy is a newer PostgreSQL, or a cluster manager that carries the slot.
+        assert_eq!(remedy.place, Place::Person);
+        db.execute("SELECT pg_drop_replication_slot('one'), pg_drop_replication_slot('two')").await;
+        gone(&findings(&source).await, "failover");
+    }
 }
 
 #[tokio::test]

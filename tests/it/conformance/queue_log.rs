@@ -52,7 +52,7 @@ fn numbers(entries: &[Entry]) -> Vec<u64> {
 
 fn cursor_of(entries: &[Entry], number: u64, lsn: u64) -> Cursor {
     let found = entries.iter().filter_map(record).find(|r| r.record.header.number == RecordNumber(number));
-    found.unwrap().cursor(Some(position(lsn)))
+    found.unwrap().cursor(Some(position(lsn)), 0)
 }
 
 /// A queue that fences its writers itself refuses the second one; then the first has to go.

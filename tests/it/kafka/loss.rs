@@ -198,7 +198,7 @@ async fn a_cursor_does_not_fit_a_topic_made_anew_that_has_grown_past_it() {
     while cursor.is_none() {
         for entry in log.read(1 << 20, SOON).await.unwrap() {
             if let Entry::Record(record) = entry {
-                cursor = (record.record.header.number.0 == 2).then(|| record.cursor(None));
+                cursor = (record.record.header.number.0 == 2).then(|| record.cursor(None, 0));
             }
         }
     }

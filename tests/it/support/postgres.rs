@@ -115,6 +115,11 @@ impl PgServer {
     /// streams what comes after, and has none of this server's slots, as after `pg_basebackup` (which a server's own programs
     /// may come without).
     pub async fn cold_standby(&self) -> Self {
+        self.cold_standby_with("").await
+    }
+
+    /// The same with lines for the standby's `postgresql.conf`.
+    pub async fn cold_standby_with(&self, settings: &str) -> Self {
         let folder = Folder::new("standby");
         let data = folder.path().join("data");
         self.stop().await;
@@ -124,8 +129,8 @@ impl PgServer {
         for slot in fs::read_dir(data.join("pg_replslot")).expect("pg_replslot") {
             fs::remove_dir_all(slot.expect("a slot").path()).expect("remove");
         }
-        let primary = format!("host={} port={} user=postgres", self.folder().display(), self.port());
-        append(&data.join("postgresql.conf"), &format!("primary_conninfo = '{primary}'\n"));
+        let primary = format!("host={} port={} user=postgres dbname=postgres", self.folder().display(), self.port());
+        append(&data.join("postgresql.conf"), &format!("primary_conninfo = '{primary}'\n{settings}"));
         write_private(&data.join("standby.signal"), "");
         Self::adopt(folder, data).await
     }

@@ -262,7 +262,7 @@ impl Consumer {
                 }
             }
             Body::Fence(_) => {}
-            _ => self.ledger = Some(record.cursor(Some(position(self.position)))),
+            _ => self.ledger = Some(record.cursor(Some(position(self.position)), 0)),
         }
     }
 
@@ -272,7 +272,7 @@ impl Consumer {
             self.position = at;
             self.got.push((at, needs));
         }
-        self.ledger = Some(record.cursor(Some(position(self.position))));
+        self.ledger = Some(record.cursor(Some(position(self.position)), 0));
     }
 }
 
