@@ -1,11 +1,12 @@
 # Millstream: the commands that people use. Each says what it does; `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fuzz bench bench-quick lint install deps
+.PHONY: help demo test matrix soak fuzz bench bench-quick lint install deps
 
 QUEUE ?= embedded
 SOAK_SECONDS ?= 600
 FUZZ_SECONDS ?= 30
+VERSIONS ?= 14 15 16 17 18
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +20,10 @@ demo: ## two throw-away servers, a live workload, the daemon killed again and ag
 
 test: ## format, lints, unit, property, conformance, integration and crash tests
 	@tests/tools/test
+
+matrix: ## the integration tests against PostgreSQL 14, 15, 16, 17 and 18 (VERSIONS="17 18"), servers from Maven Central
+	@tests/tools/install-deps kafka
+	@for major in $(VERSIONS); do echo "PostgreSQL $$major"; tests/tools/test-on-postgres $$major || exit 1; done
 
 # Storms first, then kills at every named place. QUEUE reaches the tests only when it was asked for: every third storm goes over Kafka otherwise.
 soak: ## random kills for SOAK_SECONDS=600 (SOAK_SEED replays a run, QUEUE=kafka or embedded keeps to one queue)

@@ -20,14 +20,26 @@ pub(super) async fn check(findings: &mut Findings, connection: &mut PgConnection
                           FROM pg_stat_replication r), \
               slots AS (SELECT slot_name::text AS name, slot_type, active_pid, temporary FROM pg_replication_slots) \
          SELECT (SELECT count(*) FROM senders LEFT JOIN slots ON active_pid = pid WHERE NOT other AND slot_type IS DISTINCT FROM 'logical'), \
-                array(SELECT name FROM slots LEFT JOIN senders ON pid = active_pid \
-                      WHERE slot_type = 'physical' AND NOT temporary AND other IS NOT TRUE ORDER BY name), \
-                coalesce(current_setting('synchronized_standby_slots', true), '')",
+                array(SELECT name FROM slots JOIN senders ON pid = active_pid \
+                      WHERE slot_type = 'physical' AND NOT temporary AND NOT other ORDER BY name), \
+                coalesce(current_setting('synchronized_standby_slots', true), ''), \
+                array(SELECT trim(awaited) FROM unnest(string_to_array(current_setting('synchronized_standby_slots', true), ',')) awaited \
+                      WHERE trim(awaited) NOT IN (SELECT name FROM slots WHERE slot_type = 'physical' AND active_pid IS NOT NULL))",
     )
     .fetch_one(connection)
     .await?;
     let (senders, slots, awaited): (i64, Vec<String>, String) = (row.get(0), row.get(1), row.get(2));
-    if senders == 0 && slots.is_empty() {
+    let absent: Vec<String> = row.get(3);
+    if !absent.is_empty() {
+        findings.error(
+            "failover",
+            format!("no standby streams by {}, which synchronized_standby_slots names", absent.join(", ")),
+            "the server hands the stream nothing until that standby has it",
+            Some(awaiting(&slots, &absent)),
+        );
+        return Ok(());
+    }
+    if senders == 0 {
         return Ok(());
     }
     if facts.major < FAILOVER_SLOTS_SINCE {
@@ -49,12 +61,22 @@ pub(super) async fn check(findings: &mut Findings, connection: &mut PgConnection
                 "give the standby a slot (pg_create_physical_replication_slot, primary_slot_name), then name it in synchronized_standby_slots",
             )
         } else {
-            let list = quote_literal(&slots.join(", "));
-            Remedy::sql(Side::Source, format!("ALTER SYSTEM SET synchronized_standby_slots = {list}")).then(RELOAD)
+            awaiting(&slots, &[])
         };
         findings.warn("failover", "there is a standby, and synchronized_standby_slots is empty", why, Some(remedy));
     } else {
         findings.ok("failover", format!("waits for standby {awaited}; there sync_replication_slots must be on"));
     }
     Ok(())
+}
+
+/// Has the server wait for these standbys, without some of them.
+fn awaiting(slots: &[String], without: &[String]) -> Remedy {
+    let left: Vec<&str> = slots.iter().filter(|slot| !without.contains(slot)).map(String::as_str).collect();
+    let statement = if left.is_empty() {
+        "ALTER SYSTEM RESET synchronized_standby_slots".to_owned()
+    } else {
+        format!("ALTER SYSTEM SET synchronized_standby_slots = {}", quote_literal(&left.join(", ")))
+    };
+    Remedy::sql(Side::Source, statement).then(RELOAD)
 }

@@ -2,6 +2,7 @@
 
 use millstream::capture::CaptureState;
 use millstream::halt::HaltCode;
+use millstream::preflight::check::{Severity, check_source};
 
 use super::rig::Rig;
 use crate::support::postgres::PgServer;
@@ -47,6 +48,13 @@ async fn the_stream_goes_on_at_a_promoted_standby_that_has_the_slot_and_halts_at
     rig.source.connect = there.connect();
     let capture = rig.start();
     if carried {
+        // The setting came along with the copied folder, and here nobody has that slot: `check` names it, and what mends it is done.
+        let (findings, _) = check_source(&rig.source).await;
+        let found = findings.into_list().into_iter().find(|finding| finding.check == "failover").unwrap();
+        assert!(found.severity == Severity::Error && found.what.contains("standby"), "{found:?}");
+        for step in found.remedy.unwrap().steps {
+            there.execute(&step).await;
+        }
         let log = eventually("the new primary's row", LONG, async || {
             let log = rig.log().await;
             if log.changes().len() >= 2 { Ok(log) } else { Err(log.transactions) }
