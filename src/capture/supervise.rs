@@ -56,7 +56,7 @@ pub async fn run_capture(
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
-                () = supervisor.past_budget() => supervisor.drop_slot().await,
+                () = supervisor.past_budget() => drop(supervisor.drop_slot().await),
             }
         }
     }
@@ -173,28 +173,34 @@ impl Supervisor {
     }
 
     async fn drop_slot_for_budget(&self) -> Error {
-        self.drop_slot().await;
         let retention = self.site.status.borrow().retention;
-        let message = format!(
-            "the slot retained {} bytes, more than retain_max_bytes ({}), and was dropped as on_retain_limit asks",
+        let why = format!(
+            "the slot retained {} bytes, more than retain_max_bytes ({})",
             retention.retained_bytes, retention.budget_bytes
         );
-        Error::halt(HaltCode::SlotMissing, message)
+        match self.drop_slot().await {
+            Ok(()) => Error::halt(HaltCode::SlotMissing, format!("{why}, and was dropped as on_retain_limit asks")),
+            Err(error) => Error::new(ErrorKind::Connection, format!("{why}, and could not be dropped yet")).with_source(error),
+        }
     }
 
-    async fn drop_slot(&self) {
-        let Some(slot) = self.site.status.borrow().slot.clone() else { return };
-        let settings = [("application_name", self.site.application_name.as_str())];
-        let dropped = async {
-            let mut client = PgClient::connect_with(&self.site.source.connect, Mode::Sql, Side::Source, &settings).await?;
-            slot::drop(&mut client, &slot).await
-        };
-        match dropped.await {
-            Ok(true) => tracing::error!(slot, "dropped the slot: it retained more than retain_max_bytes"),
-            Ok(false) => {}
-            Err(error) => tracing::error!(slot, %error, "the slot retains more than retain_max_bytes and could not be dropped"),
-        }
-        // Seen again only when it is measured again.
+    /// Drops it, and asks again only when it is measured again.
+    async fn drop_slot(&self) -> Result<()> {
+        let dropped = self.try_to_drop_slot().await;
         self.site.status.send_modify(|status| status.retention.exceeded = false);
+        match &dropped {
+            Ok(slot) => tracing::error!(slot, "dropped the slot: it retained more than retain_max_bytes"),
+            Err(error) => tracing::error!(%error, "the slot retains more than retain_max_bytes and could not be dropped"),
+        }
+        dropped.map(drop)
+    }
+
+    async fn try_to_drop_slot(&self) -> Result<String> {
+        // Its name is in the log, also while no connection has come far enough to tell it.
+        let slot = recover::identity(&self.site.queue, &self.site.source.name).await?.slot;
+        let settings = [("application_name", self.site.application_name.as_str())];
+        let mut client = PgClient::connect_with(&self.site.source.connect, Mode::Sql, Side::Source, &settings).await?;
+        slot::drop(&mut client, &slot).await?;
+        Ok(slot)
     }
 }
