@@ -24,6 +24,9 @@ test: ## format, lints, unit, property, conformance, integration and crash tests
 matrix: ## the integration tests against PostgreSQL 14, 15, 16, 17 and 18 (VERSIONS="17 18"), servers from Maven Central
 	@tests/tools/install-deps kafka
 	@for major in $(VERSIONS); do echo "PostgreSQL $$major"; tests/tools/test-on-postgres $$major || exit 1; done
+	@echo "PostgreSQL 14 to 18, and 18 to 14"
+	@REPLICA_MAJOR=18 tests/tools/test-on-postgres 14 scenarios:: copy:: apply::
+	@REPLICA_MAJOR=14 tests/tools/test-on-postgres 18 scenarios:: copy:: apply::
 
 # Storms first, then kills at every named place. QUEUE reaches the tests only when it was asked for: every third storm goes over Kafka otherwise.
 soak: ## random kills for SOAK_SECONDS=600 (SOAK_SEED replays a run, QUEUE=kafka or embedded keeps to one queue)

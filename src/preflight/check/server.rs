@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::postgres::{Mode, PgClient};
 
-/// Major versions that the test suite has run on.
-pub const TESTED_MAJORS: &[i32] = &[15];
+/// Major versions that the test suite runs on (`make matrix`).
+pub const TESTED_MAJORS: &[i32] = &[14, 15, 16, 17, 18];
 /// Major versions that the protocol and the catalogs used here exist on.
 pub const SUPPORTED_MAJORS: std::ops::RangeInclusive<i32> = 14..=18;
 /// Clocks further apart than this are named.

@@ -51,6 +51,7 @@ pub struct Builder {
     tls: Option<CertificateWish>,
     hba: Option<String>,
     data: Option<PathBuf>,
+    bin: Option<PathBuf>,
 }
 
 impl Builder {
@@ -82,6 +83,13 @@ impl Builder {
         self
     }
 
+    /// Of the replicas' version, where that is another.
+    #[must_use]
+    pub fn replica(mut self) -> Self {
+        self.bin = Some(template::replica_bin().to_owned());
+        self
+    }
+
     /// Makes the cluster and starts the server.
     pub async fn start(self) -> PgServer {
         let server = tokio::task::spawn_blocking(|| PgServer::prepare(self)).await.expect("a cluster");
@@ -94,6 +102,7 @@ impl Builder {
 pub struct PgServer {
     process: Mutex<Option<Process>>,
     port: AtomicU32,
+    bin: PathBuf,
     data: PathBuf,
     tls: Option<ServerTls>,
     databases: AtomicU32,
@@ -132,14 +141,15 @@ impl PgServer {
         let primary = format!("host={} port={} user=postgres dbname=postgres", self.folder().display(), self.port());
         append(&data.join("postgresql.conf"), &format!("primary_conninfo = '{primary}'\n{settings}"));
         write_private(&data.join("standby.signal"), "");
-        Self::adopt(folder, data).await
+        Self::adopt(self.bin.clone(), folder, data).await
     }
 
     /// Starts a server on a cluster that is already made. Its settings stay as they are but for sockets and port.
-    async fn adopt(folder: Folder, data: PathBuf) -> Self {
+    async fn adopt(bin: PathBuf, folder: Folder, data: PathBuf) -> Self {
         let server = Self {
             process: Mutex::new(None),
             port: AtomicU32::new(free_port()),
+            bin,
             data,
             tls: None,
             databases: AtomicU32::new(0),
@@ -152,7 +162,8 @@ impl PgServer {
     fn prepare(wish: Builder) -> Self {
         let folder = Folder::new("pg");
         let data = wish.data.unwrap_or_else(|| folder.path().join("data"));
-        template::new_cluster(&data);
+        let bin = wish.bin.unwrap_or_else(|| template::bin().to_owned());
+        template::new_cluster(&bin, &data);
         let mut settings = DEFAULTS.to_owned();
         let tls = wish.tls.map(|wish| ServerTls::make(folder.path(), &wish));
         if let Some(tls) = &tls {
@@ -164,7 +175,15 @@ impl PgServer {
         }
         append(&data.join("postgresql.conf"), &settings);
         write_private(&data.join("pg_hba.conf"), wish.hba.as_deref().unwrap_or(TRUST));
-        Self { process: Mutex::new(None), port: AtomicU32::new(free_port()), data, tls, databases: AtomicU32::new(0), folder }
+        Self {
+            process: Mutex::new(None),
+            port: AtomicU32::new(free_port()),
+            bin,
+            data,
+            tls,
+            databases: AtomicU32::new(0),
+            folder,
+        }
     }
 
     /// Starts it where it does not run, and waits until it answers. Keeps its port, unless somebody else took it before the first start.
@@ -190,7 +209,7 @@ impl PgServer {
             return;
         }
         let log = fs::File::create(self.folder.path().join("server.log")).expect("server.log");
-        let mut command = Command::new(template::bin().join("postgres"));
+        let mut command = Command::new(self.bin.join("postgres"));
         command.arg("-D").arg(&self.data).arg("-k").arg(self.folder.path()).arg("-p").arg(self.port().to_string());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("server.log")).stderr(log);
         as_server_user(&mut command);
@@ -441,10 +460,10 @@ pub async fn shared() -> &'static PgServer {
     SHARED.get_or_init(PgServer::start).await
 }
 
-/// A second one, for the other side of a pair: with another identity.
+/// A second one, for the other side of a pair: with another identity, and of another version where that is asked for.
 pub async fn shared_replica() -> &'static PgServer {
     static SHARED: tokio::sync::OnceCell<PgServer> = tokio::sync::OnceCell::const_new();
-    SHARED.get_or_init(PgServer::start).await
+    SHARED.get_or_init(|| PgServer::builder().replica().start()).await
 }
 
 /// A port below the range from which the kernel takes ports for outgoing connections, so that a server that restarts finds it free.

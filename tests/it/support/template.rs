@@ -25,7 +25,13 @@ pub fn bin() -> &'static Path {
     })
 }
 
-/// Major version of that server.
+/// The same for the replicas that tests share: `PG_BIN_REPLICA`, otherwise the source's version.
+pub fn replica_bin() -> &'static Path {
+    static BIN: OnceLock<PathBuf> = OnceLock::new();
+    BIN.get_or_init(|| std::env::var_os("PG_BIN_REPLICA").map_or_else(|| bin().to_owned(), PathBuf::from))
+}
+
+/// Major version of the source's servers.
 pub fn major_version() -> u32 {
     static VERSION: OnceLock<u32> = OnceLock::new();
     *VERSION.get_or_init(|| {
@@ -37,14 +43,14 @@ pub fn major_version() -> u32 {
 
 /// Fills `data` with a new cluster: one initdb for the process, then copies, each with an identity of its own. Where the server
 /// came without `pg_resetwal` there is no other identity for a copy, and each cluster has an initdb of its own.
-pub fn new_cluster(data: &Path) {
+pub fn new_cluster(bin: &Path, data: &Path) {
     static TEMPLATE: OnceLock<Folder> = OnceLock::new();
-    if !bin().join("pg_resetwal").exists() {
-        return initdb(data);
+    if bin != self::bin() || !bin.join("pg_resetwal").exists() {
+        return initdb(bin, data);
     }
     let template = TEMPLATE.get_or_init(|| {
         let folder = Folder::new("initdb");
-        initdb(&folder.path().join("data"));
+        initdb(bin, &folder.path().join("data"));
         folder
     });
     copy_cluster(&template.path().join("data"), data);
@@ -58,8 +64,8 @@ pub fn copy_cluster(from: &Path, to: &Path) {
     run(as_server_user(&mut copy));
 }
 
-fn initdb(data: &Path) {
-    let mut initdb = Command::new(bin().join("initdb"));
+fn initdb(bin: &Path, data: &Path) {
+    let mut initdb = Command::new(bin.join("initdb"));
     initdb.arg("-D").arg(data);
     initdb.args(["-U", "postgres", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync", "--no-instructions"]);
     run(as_server_user(&mut initdb));
