@@ -14,6 +14,7 @@ mod server;
 mod source;
 mod source_tables;
 mod spill;
+mod trust;
 
 pub use finding::{Finding, Findings, Place, Remedy, Report, Severity, Side};
 pub use queue::check_embedded;

@@ -90,7 +90,7 @@ pub async fn exists(connection: &mut PgConnection) -> Result<bool> {
     within(SHORT_WAIT, "looking for the ledger", query.fetch_one(connection)).await
 }
 
-/// Makes the row of a replica; changes nothing when it is there.
+/// Makes the row of a replica. False when it is there, which changes nothing.
 ///
 /// # Errors
 /// The server's.
@@ -101,7 +101,7 @@ pub async fn create(
     stream: StreamId,
     history: &History,
     cursor: Option<&Cursor>,
-) -> Result<()> {
+) -> Result<bool> {
     let query = sqlx::query(
         "INSERT INTO millstream.replica (name, source, stream, history, cursor, position) VALUES ($1, $2, $3, $4, $5, $6) \
          ON CONFLICT (name) DO NOTHING",
@@ -112,7 +112,7 @@ pub async fn create(
     .bind(Json(history))
     .bind(cursor.map(Json))
     .bind(cursor.and_then(|c| c.position).map(|p| p.to_string()));
-    within(SHORT_WAIT, "writing the ledger", query.execute(connection)).await.map(drop)
+    Ok(within(SHORT_WAIT, "writing the ledger", query.execute(connection)).await?.rows_affected() == 1)
 }
 
 const COLUMNS: &str = "name, source, stream, history, cursor, apply_epoch, source_time_us, transactions, changes";

@@ -1,5 +1,6 @@
 //! Capture against real servers, in process.
 
+mod claim;
 mod kinds;
 mod large;
 mod rig;

@@ -3,6 +3,7 @@
 mod documented;
 mod halts;
 mod histories;
+mod hostile;
 mod idle;
 mod rows;
 mod rows_sql;
