@@ -6,7 +6,7 @@
 //! FAILPOINTS='queue.after_sync=100*off->return(kill)'    the 101st time the process dies as by SIGKILL
 //! FAILPOINTS='apply.before_commit=1*return(error)'       once, an error that is tried again
 //! FAILPOINTS='capture.appended=pause'                    stands until the point is taken off
-//! DEADLINES=30                                           waits of a first copy end thirty times as soon
+//! DEADLINES=30                                           waits for a server's answer end thirty times as soon
 //! ```
 
 use std::time::Duration;
