@@ -1,6 +1,7 @@
 //! A pair through the real program, from SQL on the source to SQL on the replica: what rows become, what must halt, what goes on.
 
 mod documented;
+mod encodings;
 mod halts;
 mod histories;
 mod hostile;

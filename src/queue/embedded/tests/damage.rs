@@ -13,7 +13,7 @@ use crate::halt::HaltCode;
 use crate::queue::embedded::format::{self, Mark, SegmentHeader};
 use crate::queue::embedded::segment::{self, Segment};
 use crate::queue::embedded::storage::{File, Folder, write_all};
-use crate::queue::embedded::trim;
+use crate::queue::embedded::{registry, trim};
 
 /// Batches of sealed records in several segments.
 fn filled(batches: &[Vec<usize>]) -> (Arc<Disk>, Vec<(u64, Vec<u8>)>) {
@@ -120,6 +120,27 @@ fn the_last_of_the_disk_is_left_for_what_makes_room() {
     let mut writer = open(&disk).unwrap();
     assert_eq!(writer.end(), all.len() as u64);
     writer.write_batch([Bytes::from_static(b"one more")].iter()).unwrap();
+}
+
+/// FAULTS 36: said as such, and never taken for damage, whose remedy is another.
+#[test]
+fn files_of_a_newer_version_are_too_new() {
+    let too_new = |disk: &Arc<Disk>, name: &str, bytes: &[u8]| {
+        let file = disk.create(name).unwrap();
+        write_all(&*file, bytes, 0).unwrap();
+        assert_eq!(read_from(disk, 0, FOREIGN).unwrap_err().kind(), ErrorKind::TooNew, "{name}");
+    };
+    let (disk, _) = filled(&[vec![10]]);
+    let mut header = SegmentHeader { folder: ID, first: 0 }.encode();
+    // Its checksum may be elsewhere in that version.
+    header[8] = 2;
+    too_new(&disk, &format::segment_name(0), &header);
+    assert_eq!(open(&disk).err().map(|e| e.kind()), Some(ErrorKind::TooNew));
+    let (disk, _) = filled(&[vec![10]]);
+    too_new(&disk, "start.json", br#"{"version": 2, "start": 0, "more": true}"#);
+    let file = disk.create("registry.json").unwrap();
+    write_all(&*file, br#"{"version": 2, "entries": {}}"#, 0).unwrap();
+    assert_eq!(registry::load(&*folder(&disk)).unwrap_err().kind(), ErrorKind::TooNew);
 }
 
 #[test]
