@@ -6,7 +6,10 @@
 //! FAILPOINTS='queue.after_sync=100*off->return(kill)'    the 101st time the process dies as by SIGKILL
 //! FAILPOINTS='apply.before_commit=1*return(error)'       once, an error that is tried again
 //! FAILPOINTS='capture.appended=pause'                    stands until the point is taken off
+//! DEADLINES=30                                           waits for a server's answer end thirty times as soon
 //! ```
+
+use std::time::Duration;
 
 use crate::error::Result;
 
@@ -28,6 +31,24 @@ pub fn hit(name: &str) -> Result<()> {
 #[inline(always)]
 pub fn hit(_name: &str) -> Result<()> {
     Ok(())
+}
+
+/// A deadline for an answer that does not come. A test divides it by `DEADLINES=30` in the environment: minutes of patience are seconds there.
+#[cfg(feature = "failpoints")]
+#[must_use]
+pub fn deadline(wait: Duration) -> Duration {
+    use std::sync::OnceLock;
+    static DIVISOR: OnceLock<u32> = OnceLock::new();
+    let divisor = *DIVISOR.get_or_init(|| std::env::var("DEADLINES").ok().and_then(|text| text.parse().ok()).unwrap_or(1));
+    wait / divisor.max(1)
+}
+
+/// A deadline for an answer that does not come: as it is, in this build.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+#[must_use]
+pub const fn deadline(wait: Duration) -> Duration {
+    wait
 }
 
 #[cfg(feature = "failpoints")]

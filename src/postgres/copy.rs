@@ -11,6 +11,7 @@ use super::client::PgClient;
 use super::frame::Frame;
 use super::query::{STATEMENT_WAIT, rows_touched};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::deadline;
 
 /// Bytes of copy data that are collected before they are sent.
 const SEND_BYTES: usize = 256 << 10;
@@ -64,7 +65,7 @@ impl PgClient {
         put(&mut self.connection, |out| frontend::query(sql, out))?;
         self.unanswered += 1;
         self.connection.send().await?;
-        let frame = match timeout(STATEMENT_WAIT, self.connection.receive()).await {
+        let frame = match timeout(deadline(STATEMENT_WAIT), self.connection.receive()).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(error)) => return Err(self.after_error(error).await),
             Err(_) => return Err(Error::new(ErrorKind::Connection, "COPY did not begin in time")),
@@ -80,7 +81,7 @@ impl CopyOut<'_> {
     /// The server's; [`ErrorKind::Connection`].
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         while self.rows.is_none() || self.client.unanswered > 0 {
-            let received = timeout(COPY_SILENCE, self.client.connection.receive()).await.map_err(|_| silent())?;
+            let received = timeout(deadline(COPY_SILENCE), self.client.connection.receive()).await.map_err(|_| silent())?;
             let frame = match received {
                 Ok(frame) => frame,
                 Err(error) => return Err(self.client.after_error(error).await),
@@ -114,7 +115,7 @@ impl CopyIn<'_> {
         for piece in data.chunks(SEND_BYTES * 16) {
             put_copy_data(self.client.connection.output(), piece);
             if self.client.connection.output().len() >= SEND_BYTES {
-                timeout(COPY_SILENCE, self.client.connection.send()).await.map_err(|_| silent())??;
+                timeout(deadline(COPY_SILENCE), self.client.connection.send()).await.map_err(|_| silent())??;
             }
         }
         Ok(())
@@ -130,7 +131,7 @@ impl CopyIn<'_> {
         frontend::copy_done(client.connection.output());
         let mut rows = 0;
         loop {
-            let received = timeout(COPY_SILENCE, client.connection.receive()).await.map_err(|_| silent())?;
+            let received = timeout(deadline(COPY_SILENCE), client.connection.receive()).await.map_err(|_| silent())?;
             let frame = match received {
                 Ok(frame) => frame,
                 Err(error) => return Err(client.after_error(error).await),
@@ -254,5 +255,5 @@ fn put_copy_data(out: &mut bytes::BytesMut, data: &[u8]) {
 }
 
 fn silent() -> Error {
-    Error::new(ErrorKind::Connection, format!("no copy data moved for {COPY_SILENCE:?}"))
+    Error::new(ErrorKind::Connection, format!("no copy data moved for {:?}", deadline(COPY_SILENCE)))
 }

@@ -11,6 +11,7 @@ use super::auth::put;
 use super::client::PgClient;
 use super::frame::{Payload, data_row, row_description};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::deadline;
 
 /// How long a statement of [`PgClient::simple_query`] may take. One that may take longer says so.
 pub const STATEMENT_WAIT: Duration = Duration::from_secs(60);
@@ -85,7 +86,7 @@ impl PgClient {
     /// # Errors
     /// The server's; [`ErrorKind::Connection`].
     pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<SimpleRow>> {
-        self.simple_query_within(sql, STATEMENT_WAIT).await
+        self.simple_query_within(sql, deadline(STATEMENT_WAIT)).await
     }
 
     /// The same with a time of its own.
@@ -101,7 +102,10 @@ impl PgClient {
     /// # Errors
     /// As [`Self::simple_query`].
     pub async fn execute(&mut self, sql: &str) -> Result<u64> {
-        timeout(STATEMENT_WAIT, self.run(sql)).await.map_err(|_| overdue(STATEMENT_WAIT))?.map(|(_, touched)| touched)
+        timeout(deadline(STATEMENT_WAIT), self.run(sql))
+            .await
+            .map_err(|_| overdue(deadline(STATEMENT_WAIT)))?
+            .map(|(_, touched)| touched)
     }
 
     async fn run(&mut self, sql: &str) -> Result<(Vec<SimpleRow>, u64)> {

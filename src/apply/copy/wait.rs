@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use super::APPLICATION;
 use crate::config::PgConnect;
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::deadline;
 use crate::postgres::sql::{Side, classify, connect};
 
 /// For an answer that takes no work to speak of.
@@ -21,9 +22,10 @@ const LOOKS: u32 = 3;
 /// # Errors
 /// The work's; [`ErrorKind::Connection`] when there is no answer. What it used is then in an unknown state and must be dropped.
 pub(super) async fn within<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    match tokio::time::timeout(ANSWER, work).await {
+    let limit = deadline(ANSWER);
+    match tokio::time::timeout(limit, work).await {
         Ok(done) => done,
-        Err(_) => Err(Error::new(ErrorKind::Connection, format!("{what}: no answer within {} s", ANSWER.as_secs()))),
+        Err(_) => Err(Error::new(ErrorKind::Connection, format!("{what}: no answer within {} s", limit.as_secs()))),
     }
 }
 
@@ -36,7 +38,7 @@ pub(super) async fn watched<T>(replica: &PgConnect, backend: i32, work: impl Fut
     let look = async {
         let mut failed = 0;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(deadline(LOOK_EVERY)).await;
             match within("looking for a session of the copy", is_there(replica, backend)).await {
                 Ok(true) => failed = 0,
                 Ok(false) => return Error::new(ErrorKind::Connection, format!("backend {backend} on the replica is gone")),

@@ -180,8 +180,11 @@ pub async fn lineage(replication: &mut PgClient, timeline: u32) -> Result<Vec<(u
     parse_lineage(row.text("content")?)
 }
 
-/// Source of the format: PostgreSQL's `timeline.c`: number, switch point and reason, separated by tabs; `#` begins a comment.
-fn parse_lineage(content: &str) -> Result<Vec<(u32, u64)>> {
+/// Reads a timeline's history file. Source of the format: PostgreSQL's `timeline.c`: number, switch point and reason, separated by tabs; `#` begins a comment.
+///
+/// # Errors
+/// [`ErrorKind::Malformed`] for a line that is none.
+pub fn parse_lineage(content: &str) -> Result<Vec<(u32, u64)>> {
     let bad = |line: &str| Error::new(ErrorKind::Malformed, format!("a line of the timeline's history: '{line}'"));
     let mut lineage = Vec::new();
     for line in content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -295,6 +298,8 @@ pub async fn drop(client: &mut PgClient, slot: &str) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn history() -> History {
@@ -324,6 +329,22 @@ mod tests {
         let content = "1\t0/3000148\tno recovery target specified\n\n# a comment\n2\t1/A0\tbefore 2000-01-01 00:00:00+00\n";
         assert_eq!(parse_lineage(content).unwrap(), [(1, 0x0300_0148), (2, 0x1_0000_00A0)]);
         assert!(parse_lineage("one two").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_history_or_malformed(content in "([0-9]{0,3}[\\t ][0-9A-F]{0,9}/?[0-9A-F]{0,9}[\\t ]?.{0,5}\n|.{0,20}\n?){0,4}") {
+            if let Err(error) = parse_lineage(&content) {
+                prop_assert_eq!(error.kind(), ErrorKind::Malformed);
+            }
+        }
+
+        #[test]
+        fn a_history_reads_back(lineage in proptest::collection::vec(any::<(u32, u64)>(), 0..6), reason in "[^\n\r]{0,30}") {
+            let line = |(timeline, switch): &(u32, u64)| format!("{timeline}\t{}\t{reason}\n# a comment\n\n", Lsn(*switch));
+            let content: String = lineage.iter().map(line).collect();
+            prop_assert_eq!(parse_lineage(&content).unwrap(), lineage);
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod source;
 mod source_tables;
 mod spill;
 mod standbys;
+mod trust;
 
 pub use finding::{Finding, Findings, Place, Remedy, Report, Severity, Side};
 pub use queue::check_embedded;

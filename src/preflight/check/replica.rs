@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 
 use super::finding::{Findings, Place, Remedy, Side};
 use super::server::{self, ServerFacts};
-use super::{replica_fit, replica_tables};
+use super::{replica_fit, replica_tables, trust};
 use crate::config::ReplicaConfig;
 use crate::error::{Error, Result};
 use crate::postgres::sql::{self, quote_ident as quote};
@@ -59,6 +59,7 @@ async fn look(
     let patterns = TablePatterns::parse(source.tables)?;
     let context = replica_tables::Context { facts: &facts, replica_role, initialized };
     replica_tables::check(findings, connection, &patterns, &context).await.map_err(sql_error)?;
+    trust::check(findings, connection, &patterns, source.blueprint, &facts, initialized).await.map_err(sql_error)?;
     match source.blueprint {
         Some(blueprint) => replica_fit::check(findings, connection, blueprint, &facts, initialized).await,
         None => Ok(()),

@@ -50,7 +50,7 @@ pub use adopt::Adopt;
 pub use blueprint::Blueprint;
 pub use catalog::{Resolved, resolve};
 pub use ddl::{Deferred, DeferredKind};
-pub use replica::{Loading, NewReplica, ReplicaPlan, keys_to_take_off, put_off};
+pub use replica::{LEDGER_OWNER, Loading, NewReplica, ReplicaPlan, keys_to_take_off, put_off};
 
 const APPLICATION: &str = "millstream init";
 
@@ -257,7 +257,10 @@ async fn target<'a>(
     }
     // A replica that is known goes on as it was begun.
     let loading = if known { Loading::Copy } else { loading };
-    let plan = replica::plan(&mut connection, blueprint, &registered, loading).await?;
+    let mut plan = replica::plan(&mut connection, blueprint, &registered, loading).await?;
+    if !known {
+        plan.refused.extend(replica::foreign_ledger(&mut connection).await?);
+    }
     Ok(Target { config, connection, known, registered, plan })
 }
 
@@ -319,7 +322,15 @@ async fn begin_replica(
     ledger::migrate(&mut target.connection).await?;
     let new = NewReplica { source: &source.name, stream, history: &history, cursor: &cursor };
     let state = if adopt.is_some() { CopyState::Live } else { CopyState::Pending };
-    replica::carry_out(&mut target.connection, name, &target.plan, Some(&new), state).await?;
+    if let Err(error) = replica::carry_out(&mut target.connection, name, &target.plan, Some(&new), state).await {
+        if error.kind() == ErrorKind::Held
+            && let Some(theirs) = ledger::load(&mut target.connection, name).await?.cursor
+        {
+            // What the queue keeps for this consumer is what its ledger says, and not where the loser stood.
+            stream::put_cursor(queue, &source.name, name, &theirs).await?;
+        }
+        return Err(error);
+    }
     let how = if adopt.is_some() { "adopted" } else { "ledger" };
     report(Line::Done(format!("replica {name}: {how}, {}", gist(&target.plan.tables, &[]))));
     Ok(true)

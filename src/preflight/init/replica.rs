@@ -12,7 +12,7 @@ use super::definition::{self, TableDefinition};
 use super::fits::misfits;
 use super::publication::execute;
 use super::types::TypeDefinition;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{History, StreamId, TableName};
 use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
 use crate::queue::log::Cursor;
@@ -43,6 +43,29 @@ impl ReplicaPlan {
     pub fn is_empty(&self) -> bool {
         self.statements.is_empty() && self.deferred.is_empty() && self.tables.is_empty() && self.gone.is_empty()
     }
+}
+
+/// The owner of schema `millstream`, or of a relation in it, when that is somebody whom this role need not trust: no superuser, and not itself or (for
+/// who is no superuser) a role that it belongs to.
+pub const LEDGER_OWNER: &str = "\
+SELECT r.rolname::text FROM (SELECT nspowner AS owner FROM pg_catalog.pg_namespace WHERE nspname = 'millstream' \
+  UNION SELECT c.relowner FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'millstream') o \
+JOIN pg_catalog.pg_roles r ON r.oid = o.owner JOIN pg_catalog.pg_roles me ON me.rolname = current_user \
+WHERE NOT r.rolsuper AND r.oid <> me.oid AND (me.rolsuper OR NOT pg_catalog.pg_has_role(r.oid, 'USAGE')) ORDER BY 1 LIMIT 1";
+
+/// A schema of the ledger's name that somebody else made: its tables could have triggers that run as whoever writes the ledger.
+///
+/// # Errors
+/// The server's.
+pub async fn foreign_ledger(replica: &mut PgConnection) -> Result<Option<String>> {
+    let owner: Option<String> =
+        sqlx::query_scalar(LEDGER_OWNER).fetch_optional(replica).await.map_err(|e| classify(e, Side::Replica))?;
+    Ok(owner.map(|owner| {
+        format!(
+            "schema millstream is there, and it or something in it belongs to role {owner}, who would decide what runs when the ledger is written: look at what \
+             is in it, then DROP SCHEMA millstream CASCADE; and run init again"
+        )
+    }))
 }
 
 /// How tables come to the replica.
@@ -287,10 +310,15 @@ pub async fn carry_out(
     state: CopyState,
 ) -> Result<()> {
     let mut transaction = replica.begin().await.map_err(|e| classify(e, Side::Replica))?;
-    execute(&mut transaction, Side::Replica, &plan.statements).await?;
-    if let Some(row) = new {
-        ledger::create(&mut transaction, name, row.source, row.stream, row.history, Some(row.cursor)).await?;
+    // First: who comes second waits here, and finds the tables made as well.
+    if let Some(row) = new
+        && !ledger::create(&mut transaction, name, row.source, row.stream, row.history, Some(row.cursor)).await?
+    {
+        let message =
+            format!("another init has made the ledger of replica '{name}' meanwhile; run init again to see what is left to do");
+        return Err(Error::new(ErrorKind::Held, message));
     }
+    execute(&mut transaction, Side::Replica, &plan.statements).await?;
     write_tables(&mut transaction, name, plan, state).await.map_err(|e| classify(e, Side::Replica))?;
     transaction.commit().await.map_err(|e| classify(e, Side::Replica))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use sqlx::postgres::PgDatabaseError;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::deadline;
 use crate::halt::HaltCode;
 use crate::postgres::sqlstate::{Side, kind_of_sqlstate, quotes_values};
 
@@ -21,6 +22,7 @@ pub const SHORT_WAIT: Duration = Duration::from_secs(30);
 /// # Errors
 /// The server's, classified; [`ErrorKind::Connection`] past the deadline.
 pub async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T> {
+    let limit = deadline(limit);
     match tokio::time::timeout(limit, work).await {
         Ok(done) => done.map_err(classify),
         Err(_) => Err(Error::new(ErrorKind::Connection, format!("{what}: no answer within {} s", limit.as_secs()))),

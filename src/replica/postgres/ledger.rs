@@ -4,6 +4,7 @@
 //! cursor moves with every replica transaction ([`step`], whose row lock is held to COMMIT) and only under the epoch in
 //! force. Workers of a first copy hold the epoch by [`hold_epoch`] in each of their transactions.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -90,7 +91,28 @@ pub async fn exists(connection: &mut PgConnection) -> Result<bool> {
     within(SHORT_WAIT, "looking for the ledger", query.fetch_one(connection)).await
 }
 
-/// Makes the row of a replica; changes nothing when it is there.
+/// The version that this Millstream makes.
+fn version() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+/// An older ledger is upgraded, a newer one is not read: columns mean what their version says.
+async fn to_this_version(connection: &mut PgConnection) -> Result<()> {
+    let query = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM millstream.schema_version WHERE success");
+    let found = within(SHORT_WAIT, "reading the ledger's version", query.fetch_one(&mut *connection)).await?.unwrap_or(0);
+    match found.cmp(&version()) {
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => {
+            Err(Error::new(ErrorKind::TooNew, format!("the replica's ledger has version {found}, which a newer Millstream made")))
+        }
+        Ordering::Less => {
+            tracing::info!(from = found, to = version(), "the replica's ledger is brought to this version");
+            migrate(connection).await
+        }
+    }
+}
+
+/// Makes the row of a replica. False when it is there, which changes nothing.
 ///
 /// # Errors
 /// The server's.
@@ -101,7 +123,7 @@ pub async fn create(
     stream: StreamId,
     history: &History,
     cursor: Option<&Cursor>,
-) -> Result<()> {
+) -> Result<bool> {
     let query = sqlx::query(
         "INSERT INTO millstream.replica (name, source, stream, history, cursor, position) VALUES ($1, $2, $3, $4, $5, $6) \
          ON CONFLICT (name) DO NOTHING",
@@ -112,7 +134,7 @@ pub async fn create(
     .bind(Json(history))
     .bind(cursor.map(Json))
     .bind(cursor.and_then(|c| c.position).map(|p| p.to_string()));
-    within(SHORT_WAIT, "writing the ledger", query.execute(connection)).await.map(drop)
+    Ok(within(SHORT_WAIT, "writing the ledger", query.execute(connection)).await?.rows_affected() == 1)
 }
 
 const COLUMNS: &str = "name, source, stream, history, cursor, apply_epoch, source_time_us, transactions, changes";
@@ -133,11 +155,12 @@ pub async fn load(connection: &mut PgConnection, name: &str) -> Result<ReplicaRo
 /// Claims the replica: raises the apply epoch and gives the row as it stands under it.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load`]; [`ErrorKind::TooNew`] for the ledger of a newer Millstream; those of [`migrate`] for that of an older one.
 pub async fn raise_epoch(connection: &mut PgConnection, name: &str) -> Result<ReplicaRow> {
     if !exists(connection).await? {
         return Err(uninitialized(name));
     }
+    to_this_version(connection).await?;
     let sql = sqlx::AssertSqlSafe(format!(
         "UPDATE millstream.replica SET apply_epoch = apply_epoch + 1 WHERE name = $1 RETURNING {COLUMNS}"
     ));

@@ -139,6 +139,9 @@ fn push_escaped(out: &mut Vec<u8>, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -147,5 +150,43 @@ mod tests {
         let cells = [Cell::Value(b"a\tb\\N\r\n"), Cell::Null, Cell::Value(b""), Cell::Value(b"\\N")];
         push_copy_row(&mut out, cells.into_iter());
         assert_eq!(out, b"a\\tb\\\\N\\r\\n\t\\N\t\t\\\\N\n");
+    }
+
+    /// A cell as the server reads it: the null string first, then what a backslash stands before.
+    fn read(raw: &[u8]) -> Option<Vec<u8>> {
+        let mut bytes = raw.iter();
+        let mut value = Vec::new();
+        while let Some(byte) = bytes.next() {
+            value.push(match (byte, raw) {
+                (_, b"\\N") => return None,
+                (b'\\', _) => match bytes.next() {
+                    Some(b't') => b'\t',
+                    Some(b'n') => b'\n',
+                    Some(b'r') => b'\r',
+                    Some(b'\\') => b'\\',
+                    other => panic!("an escape that is none: {other:?}"),
+                },
+                (other, _) => *other,
+            });
+        }
+        Some(value)
+    }
+
+    proptest! {
+        /// Threat 2. What separates rows and cells is never inside one, so that splitting alone gives them back.
+        #[test]
+        fn a_row_of_any_bytes_is_read_back_as_it_was(
+            rows in vec(vec(proptest::option::of(vec(prop_oneof![any::<u8>(), proptest::sample::select(&b"\\\t\n\rN."[..])], 0..12)), 1..5), 0..5),
+        ) {
+            let mut out = Vec::new();
+            for row in &rows {
+                push_copy_row(&mut out, row.iter().map(|cell| cell.as_deref().map_or(Cell::Null, Cell::Value)));
+            }
+            prop_assert!(!out.contains(&b'\r'));
+            let mut lines: Vec<&[u8]> = out.split(|byte| *byte == b'\n').collect();
+            prop_assert_eq!(lines.pop(), Some(&b""[..]), "behind the last newline");
+            let found: Vec<Vec<_>> = lines.into_iter().map(|line| line.split(|byte| *byte == b'\t').map(read).collect()).collect();
+            prop_assert_eq!(found, rows);
+        }
     }
 }

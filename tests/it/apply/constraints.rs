@@ -135,14 +135,7 @@ async fn foreign_keys_under_the_replica_role() {
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_keys_that_are_enforced() {
     let mut rig = Rig::new(FAMILY).await;
-    let role = format!("applier_{}", rig.replica.name);
-    rig.replica
-        .execute(&format!(
-            "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA millstream, public TO {role};
-             GRANT ALL ON ALL TABLES IN SCHEMA millstream, public TO {role}"
-        ))
-        .await;
-    rig.config.connect.user = role;
+    rig.as_ordinary_role().await;
     family(&mut rig).await;
     assert_eq!(rig.rows("SELECT count(*) FROM audit").await, "3", "the trigger fires for an ordinary role");
 }
@@ -156,14 +149,7 @@ async fn a_role_without_replica_rights_checks_deferrable_keys_at_commit_as_the_s
          ALTER TABLE hen ADD FOREIGN KEY (egg) REFERENCES egg DEFERRABLE",
     )
     .await;
-    let role = format!("deferring_{}", rig.replica.name);
-    rig.replica
-        .execute(&format!(
-            "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA millstream, public TO {role};
-             GRANT ALL ON ALL TABLES IN SCHEMA millstream, public TO {role}"
-        ))
-        .await;
-    rig.config.connect.user = role;
+    rig.as_ordinary_role().await;
     let (h, e) = (rig.table("hen").await, rig.table("egg").await);
     let end = rig.log.transaction(vec![insert(&h, &[v("1"), v("1")]), insert(&e, &[v("1"), v("1")])]).await;
     rig.drain(end).await;

@@ -7,6 +7,7 @@ use millstream::apply::ApplyState;
 use millstream::apply::FirstCopy;
 use millstream::apply::copy::PostgresCopy;
 use millstream::config::{OnRetainLimit, SourceConfig};
+use millstream::event::{Change, TableSchema};
 
 use super::rig::{Rig, WAIT, insert, v};
 use crate::support::wait::until;
@@ -56,14 +57,7 @@ fn any_source(rig: &Rig) -> SourceConfig {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_look_for_new_tables_that_fails_does_not_end_a_session_that_works() {
     let mut rig = Rig::new(ITEM).await;
-    let role = format!("limited_{}", rig.replica.name);
-    rig.replica
-        .execute(&format!(
-            "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA millstream, public TO {role};
-             GRANT ALL ON ALL TABLES IN SCHEMA millstream, public TO {role}"
-        ))
-        .await;
-    rig.config.connect.user.clone_from(&role);
+    let role = rig.as_ordinary_role().await;
     let (copy, _progress) = PostgresCopy::new(any_source(&rig), rig.config.clone());
     rig.first_copy = Some(Arc::clone(&copy) as Arc<dyn FirstCopy>);
     let t = rig.table("item").await;
@@ -90,6 +84,11 @@ async fn a_look_for_new_tables_that_fails_does_not_end_a_session_that_works() {
     rig.kill();
 }
 
+/// A hundred transactions of one row, the slow one among them.
+fn hundred(slow: &TableSchema) -> Vec<Vec<Change>> {
+    (0..100).map(|n| vec![insert(slow, &[v(&n.to_string())])]).collect()
+}
+
 /// Cancels statements as `statement_timeout` does, while the limit is among some.
 fn impatient(limits: &str) -> String {
     format!(
@@ -108,7 +107,7 @@ fn impatient(limits: &str) -> String {
 async fn a_batch_past_the_statement_timeout_goes_in_halves_and_one_transaction_gets_more_time() {
     let mut rig = Rig::new(&impatient("'2min'")).await;
     let t = rig.table("slow").await;
-    rig.log.transactions(&(0..100).map(|n| vec![insert(&t, &[v(&n.to_string())])]).collect::<Vec<_>>()).await;
+    rig.log.transactions(&hundred(&t)).await;
     let large: Vec<_> = (100..200).chain(std::iter::once(57)).map(|n| insert(&t, &[v(&n.to_string())])).collect();
     let end = rig.log.position();
     rig.start();
@@ -125,7 +124,7 @@ async fn a_batch_past_the_statement_timeout_goes_in_halves_and_one_transaction_g
 async fn a_transaction_that_is_given_up_with_more_time_too_halts_and_names_its_table() {
     let mut rig = Rig::new(&impatient("'2min', '30min'")).await;
     let t = rig.table("slow").await;
-    rig.log.transactions(&(0..100).map(|n| vec![insert(&t, &[v(&n.to_string())])]).collect::<Vec<_>>()).await;
+    rig.log.transactions(&hundred(&t)).await;
     rig.start();
     let message = rig.halted("replica_constraint").await;
     assert!(message.contains("public.slow") && message.contains("missing index"), "{message}");

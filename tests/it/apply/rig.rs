@@ -255,6 +255,20 @@ impl Rig {
         rig
     }
 
+    /// From now on the applier is an ordinary role with every right on the tables that are there, and none to set
+    /// `session_replication_role`. Gives the role's name.
+    pub async fn as_ordinary_role(&mut self) -> String {
+        let role = format!("applier_{}", self.replica.name);
+        self.replica
+            .execute(&format!(
+                "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA millstream, public TO {role};
+                 GRANT ALL ON ALL TABLES IN SCHEMA millstream, public TO {role}"
+            ))
+            .await;
+        self.config.connect.user.clone_from(&role);
+        role
+    }
+
     /// Every table of the replica becomes a live one.
     pub async fn adopt_tables(&self) {
         self.replica

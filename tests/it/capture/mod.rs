@@ -1,5 +1,6 @@
 //! Capture against real servers, in process.
 
+mod claim;
 mod failover;
 mod kinds;
 mod large;

@@ -126,3 +126,47 @@ async fn a_foreign_key_that_is_checked_until_the_role_may_switch_it_off() {
     carry_out(&other, &db).await;
     gone(&findings(&replica).await, "foreign_key");
 }
+
+/// Threat 3: under a superuser, what somebody else puts on a table runs with every right.
+#[tokio::test]
+async fn who_could_have_a_superuser_run_something_is_named() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute(
+        "CREATE ROLE mallory; CREATE TABLE owned (id int PRIMARY KEY); ALTER TABLE owned OWNER TO mallory; \
+         CREATE TABLE triggered (id int PRIMARY KEY); GRANT TRIGGER ON triggered TO mallory; \
+         CREATE TABLE everybodys (id int PRIMARY KEY); GRANT TRIGGER ON everybodys TO PUBLIC; GRANT CREATE ON SCHEMA public TO PUBLIC, mallory",
+    )
+    .await;
+    let replica = replica_config(db.connect());
+    let found: Vec<_> = findings(&replica).await.into_iter().filter(|f| f.check == "superuser").collect();
+    let about: Vec<_> = found.iter().map(|f| f.object.as_deref().unwrap_or_default()).collect();
+    assert_eq!(about, ["public.everybodys", "public.owned", "public.triggered", "public", "public"], "{found:#?}");
+    for finding in &found {
+        assert_eq!(finding.severity, Severity::Warning, "{finding:#?}");
+        carry_out(finding.remedy.as_ref().expect("a remedy"), &db).await;
+    }
+    gone(&findings(&replica).await, "superuser");
+    // A role that is no superuser gives away no more than itself.
+    db.execute("GRANT CREATE ON SCHEMA public TO mallory").await;
+    problem(&findings(&replica).await, "superuser");
+    gone(&findings(&replica_config(plain_role(&db, "poor").await)).await, "superuser");
+}
+
+#[tokio::test]
+async fn a_ledger_that_somebody_else_owns() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE ROLE mallory; CREATE SCHEMA millstream AUTHORIZATION mallory").await;
+    let replica = replica_config(db.connect());
+    assert_eq!(mends(&replica, &db, "ledger_owner").await.severity, Severity::Error);
+    let mut connection = db.connection().await;
+    millstream::replica::postgres::ledger::migrate(&mut connection).await.unwrap();
+    gone(&findings(&replica).await, "ledger_owner");
+    db.execute("ALTER SCHEMA millstream OWNER TO mallory").await;
+    assert_eq!(mends(&replica, &db, "ledger_owner").await.severity, Severity::Warning);
+    // Its own, for a role of no other rights.
+    let poor = plain_role(&db, "poor").await;
+    db.execute("DROP SCHEMA millstream CASCADE; CREATE SCHEMA millstream AUTHORIZATION poor").await;
+    gone(&findings(&replica_config(poor)).await, "ledger_owner");
+}

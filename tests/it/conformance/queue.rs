@@ -51,6 +51,7 @@ macro_rules! queue_conforms {
             $crate::conformance::queue_log::a_stale_writers_records_are_void => a_stale_writers_records_are_void,
             $crate::conformance::queue_log::a_cursor_resumes_at_its_record => a_cursor_resumes_at_its_record,
             $crate::conformance::queue_log::a_cursor_that_does_not_match_is_lost => a_cursor_that_does_not_match_is_lost,
+            $crate::conformance::queue_log::a_consumer_that_reconnects_after_every_step_takes_everything_once => a_consumer_that_reconnects_after_every_step_takes_everything_once,
             $crate::conformance::queue_log::a_gap_in_the_numbers_halts => a_gap_in_the_numbers_halts,
         }
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream::ErrorKind;
-use millstream::event::{QueueOffset, RecordNumber};
+use millstream::event::{Body, Position, QueueOffset, RecordNumber};
 use millstream::halt::HaltCode;
 use millstream::queue::log::{Cursor, Entry, LogReader, LogRecord, Start};
 use millstream::queue::{Queue, QueueWriter};
@@ -135,4 +135,67 @@ pub async fn a_gap_in_the_numbers_halts(ground: &impl Ground, stream: &str) {
     append_all(&mut writer, [scribe.progress(30)]).await;
     let error = read_all(&queue, stream, Start::First).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Halt(HaltCode::QueueGap), "{error:?}");
+}
+
+/// What a replica does: it commits a step and its cursor together, loses its connection, and reads again from the cursor.
+pub async fn a_consumer_that_reconnects_after_every_step_takes_everything_once(ground: &impl Ground, stream: &str) {
+    let (queue, mut writer, mut scribe) = begun(ground, stream).await;
+    let records = [
+        scribe.transactions(&[30, 40, 50]),
+        scribe.part(60, 0, false),
+        scribe.part(60, 1, true),
+        scribe.progress(70),
+        scribe.part(80, 0, false),
+    ];
+    append_all(&mut writer, records).await;
+    // Another writer takes over inside the last transaction and begins it anew; what the first one still appends is void.
+    let mut zombie = scribe.clone();
+    scribe.header.number = RecordNumber(9);
+    let mut newer = another_writer(&queue, stream, writer).await;
+    let records = vec![
+        scribe.fence(2, 22),
+        zombie.part(80, 1, true),
+        scribe.transactions(&[80, 90]),
+        zombie.transactions(&[81]),
+        scribe.schema(3),
+        scribe.progress(100),
+        scribe.transactions(&[110]),
+    ];
+    append_all(&mut newer, records).await;
+    drop(newer);
+
+    let mut cursor: Option<Cursor> = None;
+    let mut taken = Vec::new();
+    while let Some(next) = step(&ground.open().await, stream, cursor.clone()).await {
+        taken.push(next.position.unwrap());
+        assert!(taken.len() < 20, "the same again and again: {taken:?}");
+        cursor = Some(next);
+    }
+    assert_eq!(taken, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110].map(position));
+}
+
+/// Connects, takes the first whole thing behind a cursor (a transaction, or a progress) and gives the cursor behind it.
+async fn step(queue: &Arc<dyn Queue>, stream: &str, cursor: Option<Cursor>) -> Option<Cursor> {
+    let known = cursor.as_ref().and_then(|c| c.position);
+    let mut reader = LogReader::open(queue, stream, cursor.map_or(Start::First, Start::After)).await.unwrap();
+    let mut first = true;
+    loop {
+        // Even at the end there is something: the cursor's own record.
+        let entries = reader.read(1 << 20, if first { SOON } else { Duration::from_millis(300) }).await.unwrap();
+        if entries.is_empty() {
+            return None;
+        }
+        first = false;
+        for record in entries.iter().filter_map(record) {
+            let ends: Vec<Position> = match &record.record.body {
+                Body::Transactions(batch) => batch.iter().map(|t| t.unwrap().header.position).collect(),
+                Body::Part(part) if part.last => vec![part.header.position],
+                Body::Progress(progress) => vec![progress.position],
+                _ => Vec::new(),
+            };
+            if let Some(new) = ends.into_iter().find(|end| known < Some(*end)) {
+                return Some(record.cursor(Some(new)));
+            }
+        }
+    }
 }

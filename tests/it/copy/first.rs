@@ -9,21 +9,21 @@ use crate::support::daemon::{Site, pair_configuration};
 use crate::support::postgres::{PgDatabase, shared, shared_replica};
 use crate::support::wait::{LONG, until};
 
-const COPIED: Duration = Duration::from_secs(120);
+pub(super) const COPIED: Duration = Duration::from_secs(120);
 
 /// A pair whose copies are many small chunks.
-fn site(source: &PgDatabase<'_>, replica: &PgDatabase<'_>, more: &str) -> Site {
+pub(super) fn site(source: &PgDatabase<'_>, replica: &PgDatabase<'_>, more: &str) -> Site {
     let configuration = pair_configuration(&source.url(), &replica.url(), "embedded:{folder}/queue");
     let settings =
         format!("tables = [\"public.*\"]\ncopy_chunk_rows = 40\ncopy_workers = 4\nheartbeat_interval = \"200ms\"\n{more}");
     Site::new(&configuration.replace("tables = [\"public.*\"]", &settings))
 }
 
-async fn databases() -> (PgDatabase<'static>, PgDatabase<'static>) {
+pub(super) async fn databases() -> (PgDatabase<'static>, PgDatabase<'static>) {
     (shared().await.new_database().await, shared_replica().await.new_database().await)
 }
 
-async fn live(replica: &PgDatabase<'_>) -> bool {
+pub(super) async fn live(replica: &PgDatabase<'_>) -> bool {
     replica.query("SELECT 1 FROM millstream.copied_table WHERE state <> 'live'").await.is_ok_and(|rows| rows.is_empty())
 }
 
@@ -31,7 +31,7 @@ const KEYS: &str = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' 
 const CONSTRAINTS: &str = "SELECT conrelid::regclass::text || ' ' || conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint \
      WHERE connamespace = 'public'::regnamespace AND contype <> 'n' ORDER BY 1"; // 'n': NOT NULL, a constraint from PostgreSQL 18 on
 
-async fn same_keys(source: &PgDatabase<'_>, replica: &PgDatabase<'_>) {
+pub(super) async fn same_keys(source: &PgDatabase<'_>, replica: &PgDatabase<'_>) {
     for sql in [KEYS, CONSTRAINTS] {
         assert_eq!(source.query(sql).await.unwrap(), replica.query(sql).await.unwrap());
     }

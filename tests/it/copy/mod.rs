@@ -4,10 +4,16 @@ mod adopt;
 mod dry_run;
 mod first;
 mod init;
+#[cfg(feature = "failpoints")]
+mod keys;
 mod load;
+mod races;
+#[cfg(feature = "failpoints")]
+mod silent;
 mod teardown;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +31,7 @@ pub struct Pair {
     pub replica: PgDatabase<'static>,
     pub config: Config,
     pub queue: Arc<dyn Queue>,
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl Pair {
@@ -69,11 +75,16 @@ impl Pair {
             log: millstream::config::LogConfig::default(),
             warnings: Vec::new(),
         };
-        Self { source, replica, config, queue, _folder: folder }
+        Self { source, replica, config, queue, folder }
     }
 
     pub fn shop(&self) -> &SourceConfig {
         self.config.sources.values().next().expect("a source")
+    }
+
+    /// Where the queue lies.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Runs `init` and gives what it said.

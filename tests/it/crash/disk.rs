@@ -49,17 +49,24 @@ impl Drop for SmallDisk {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_under_the_queue_halts_capture_until_there_is_room() {
-    let Some(disk) = SmallDisk::mount(256) else { return };
-    let servers = Servers::start().await;
-    let pair = Pair::new(&servers).await;
+/// A pair whose queue lies on a small disk, with more tables.
+async fn queue_on<'s>(disk: &SmallDisk, servers: &'s Servers, tables: &str) -> Pair<'s> {
+    let pair = Pair::new(servers).await;
     let text = std::fs::read_to_string(pair.site.configuration()).expect("millstream.toml");
     let queue = format!("{}/queue", pair.site.folder().display());
     pair.site.must(&["teardown", "--yes"]).await;
     pair.site.configure(&text.replace(&queue, &disk.path().join("queue").display().to_string()));
     pair.replica.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+    pair.source.execute(tables).await;
     pair.site.must(&["init"]).await;
+    pair
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_queue_halts_capture_until_there_is_room() {
+    let Some(disk) = SmallDisk::mount(256) else { return };
+    let servers = Servers::start().await;
+    let pair = queue_on(&disk, &servers, "").await;
     let _daemon = pair.site.start();
     pair.site.ready(CATCH_UP).await;
     let reader = pair.reader();
@@ -77,14 +84,7 @@ async fn a_full_disk_under_the_queue_halts_capture_until_there_is_room() {
 async fn a_disk_that_the_log_has_filled_is_drained_by_the_replica_that_comes_back() {
     let Some(disk) = SmallDisk::mount(150) else { return };
     let servers = Servers::start().await;
-    let pair = Pair::new(&servers).await;
-    let text = std::fs::read_to_string(pair.site.configuration()).expect("millstream.toml");
-    let queue = format!("{}/queue", pair.site.folder().display());
-    pair.site.must(&["teardown", "--yes"]).await;
-    pair.site.configure(&text.replace(&queue, &disk.path().join("queue").display().to_string()));
-    pair.replica.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
-    pair.source.execute("CREATE TABLE filler (id int PRIMARY KEY, v text)").await;
-    pair.site.must(&["init"]).await;
+    let pair = queue_on(&disk, &servers, "CREATE TABLE filler (id int PRIMARY KEY, v text)").await;
     let _daemon = pair.site.start();
     pair.site.ready(CATCH_UP).await;
     servers.replica.stop().await;

@@ -8,6 +8,7 @@ mod commands;
 mod disk;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod fsync;
 mod network;
 mod soak;
 mod stalls;

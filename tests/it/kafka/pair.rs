@@ -200,3 +200,22 @@ async fn others_in_a_replicas_consumer_group_change_nothing() {
     assert!(!site.all_logs().contains("halted"), "{}", site.last_log());
     assert_eq!(daemon.terminate().await.code(), Some(0));
 }
+
+/// FAULTS 44: twenty times what the broker takes in one record, and twenty-five as it grows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_far_beyond_the_brokers_limit_travels_in_parts() {
+    let (source, replica) = tokio::join!(PgServer::start(), PgServer::start());
+    let kafka = kafka::shared().await;
+    let (from, to) = (source.new_database().await, replica.new_database().await);
+    from.execute("CREATE TABLE giant (id int PRIMARY KEY, v text)").await;
+    let site = Site::new(&configuration(kafka, &kafka.prefix("giant"), &from, &to));
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    site.ready(CATCH_UP).await;
+    from.execute("INSERT INTO giant VALUES (1, repeat('0123456789abcdef', 1310720)), (2, 'small')").await;
+    from.execute("UPDATE giant SET v = v || repeat('more', 1310720)").await;
+    compare::equal(&from, &to, CATCH_UP).await;
+    assert_eq!(to.value("SELECT sum(length(v)) FROM giant").await, "31457285");
+    assert!(!daemon.log().contains("halted"), "{}", daemon.log_tail());
+    daemon.terminate().await;
+}

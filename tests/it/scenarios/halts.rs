@@ -95,3 +95,38 @@ async fn a_queue_that_is_gone_halts_and_is_not_made_anew() {
     lane.halted(&["slot_unknown", "queue_lost"]).await;
     assert_eq!(lane.replica.value("SELECT count(*) FROM t").await, "10");
 }
+
+/// FAULTS 36: an older daemon does not guess at what a newer one's ledger means, and a newer one upgrades an older ledger as it starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_ledger_is_not_read_and_an_older_one_is_upgraded() {
+    let lane = Lane::new("CREATE TABLE t (id int PRIMARY KEY)").await;
+    lane.replica
+        .execute(
+            "INSERT INTO millstream.schema_version (version, description, success, checksum, execution_time) VALUES (9000, 'later', true, '', 0)",
+        )
+        .await;
+    let daemon = lane.site.start();
+    lane.halted(&["format_too_new"]).await;
+    assert!(daemon.log().contains("version 9000, which a newer Millstream made"), "{}", daemon.log());
+    let refused = lane.site.run(&["init"]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("format_too_new"), "{refused:?}");
+    lane.replica.execute("DELETE FROM millstream.schema_version WHERE version = 9000").await;
+    lane.source.execute("INSERT INTO t VALUES (1)").await;
+    lane.equal().await;
+    daemon.terminate().await;
+
+    // As the first version made it.
+    lane.replica
+        .execute(
+            "DELETE FROM millstream.schema_version WHERE version > 1; ALTER TABLE millstream.copied_table DROP COLUMN timeline",
+        )
+        .await;
+    let daemon = lane.start().await;
+    lane.source.execute("INSERT INTO t VALUES (2)").await;
+    lane.equal().await;
+    assert!(daemon.log().contains("is brought to this version"), "{}", daemon.log());
+    let column =
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = 'millstream.copied_table'::regclass AND attname = 'timeline'";
+    assert_eq!(lane.replica.value(column).await, "1");
+    daemon.terminate().await;
+}

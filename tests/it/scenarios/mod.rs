@@ -1,8 +1,10 @@
 //! A pair through the real program, from SQL on the source to SQL on the replica: what rows become, what must halt, what goes on.
 
 mod documented;
+mod encodings;
 mod halts;
 mod histories;
+mod hostile;
 mod idle;
 mod rows;
 mod rows_sql;

@@ -37,6 +37,8 @@ pub enum Strike {
     Before,
     /// The server gets it and answers; the client never learns.
     AnswerLost,
+    /// Nothing moves on this connection any more, either way, and nothing closes it, whatever the server does: a router forgot it.
+    Muted,
     /// The server gets what came before and keeps waiting for more on a connection whose client is gone: its host lost power.
     Orphaned,
 }
@@ -149,11 +151,11 @@ async fn serve(client: TcpStream, target: u16, shared: Arc<Shared>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
     drop(server.set_nodelay(true));
     drop(server.set_zero_linger());
-    let lost = Arc::new(watch::channel(false).0);
+    let struck = Arc::new(watch::channel(None).0);
     let (client_in, client_out) = client.into_split();
     let (server_in, server_out) = server.into_split();
-    let up = pump(client_in, server_out, Arc::clone(&shared), Direction::Up, Arc::clone(&lost));
-    let down = pump(server_in, client_out, Arc::clone(&shared), Direction::Down, lost);
+    let up = pump(client_in, server_out, Arc::clone(&shared), Direction::Up, Arc::clone(&struck));
+    let down = pump(server_in, client_out, Arc::clone(&shared), Direction::Down, struck);
     tokio::select! {
         () = up => {}
         () = down => {}
@@ -172,14 +174,18 @@ async fn pump(
     mut to: OwnedWriteHalf,
     shared: Arc<Shared>,
     direction: Direction,
-    lost: Arc<watch::Sender<bool>>,
+    fate: Arc<watch::Sender<Option<Strike>>>,
 ) {
     let mut mode = shared.mode.subscribe();
     let mut buffer = vec![0; 64 * 1024];
     // The end of the last piece: a pattern may be cut.
     let mut carry: Vec<u8> = Vec::new();
     loop {
-        let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        let read = from.read(&mut buffer).await;
+        if *fate.borrow() == Some(Strike::Muted) {
+            std::future::pending::<()>().await;
+        }
+        let Ok(count @ 1..) = read else { return };
         let piece = &buffer[..count];
         if mode.wait_for(|mode| *mode != Mode::Stall).await.is_err() {
             return;
@@ -192,10 +198,14 @@ async fn pump(
             match struck(&shared, &mut carry, piece) {
                 Some(Strike::Before) => return,
                 Some(Strike::Orphaned) => return shared.orphans.lock().expect("lock").push(to),
-                Some(Strike::AnswerLost) => drop(lost.send_replace(true)),
+                Some(Strike::AnswerLost) => drop(fate.send_replace(Some(Strike::AnswerLost))),
+                Some(Strike::Muted) => {
+                    fate.send_replace(Some(Strike::Muted));
+                    std::future::pending::<()>().await;
+                }
                 None => {}
             }
-        } else if *lost.borrow() {
+        } else if *fate.borrow() == Some(Strike::AnswerLost) {
             // The server has answered; that is all that the client was waiting for.
             return;
         }
