@@ -194,7 +194,7 @@ async fn step(queue: &Arc<dyn Queue>, stream: &str, cursor: Option<Cursor>) -> O
                 _ => Vec::new(),
             };
             if let Some(new) = ends.into_iter().find(|end| known < Some(*end)) {
-                return Some(record.cursor(Some(new)));
+                return Some(record.cursor(Some(new), 0));
             }
         }
     }
