@@ -129,22 +129,21 @@ fn strangers<'a>(
     environment: &Environment,
 ) -> Result<()> {
     let known: Vec<&str> = file.map(String::as_str).collect();
-    for (name, _) in merged.filter(|(name, has_url)| !has_url && !known.contains(&name.as_str())) {
-        let prefix = format!("{}__", variable_name(&[kind, name]));
-        let mut variables: Vec<&str> =
-            environment.overrides.keys().map(String::as_str).filter(|variable| variable.starts_with(&prefix)).collect();
-        variables.sort_unstable();
-        let has = match known.as_slice() {
-            [] => format!("no [{kind}.NAME]"),
-            some => some.iter().map(|name| format!("[{kind}.{name}]")).collect::<Vec<_>>().join(", "),
-        };
-        let message = format!(
-            "environment variable {}: there is no [{kind}.{name}]; the file has {has}. To make one by the environment, set {prefix}URL as well",
-            variables.join(", ")
-        );
-        return Err(Error::new(ErrorKind::Config, message));
-    }
-    Ok(())
+    let mut unknown = merged.filter(|(name, has_url)| !has_url && !known.contains(&name.as_str()));
+    let Some((name, _)) = unknown.next() else { return Ok(()) };
+    let prefix = format!("{}__", variable_name(&[kind, name]));
+    let mut variables: Vec<&str> =
+        environment.overrides.keys().map(String::as_str).filter(|variable| variable.starts_with(&prefix)).collect();
+    variables.sort_unstable();
+    let has = match known.as_slice() {
+        [] => format!("no [{kind}.NAME]"),
+        some => some.iter().map(|name| format!("[{kind}.{name}]")).collect::<Vec<_>>().join(", "),
+    };
+    let message = format!(
+        "environment variable {}: there is no [{kind}.{name}]; the file has {has}. To make one by the environment, set {prefix}URL as well",
+        variables.join(", ")
+    );
+    Err(Error::new(ErrorKind::Config, message))
 }
 
 /// The file alone was good, so a variable is to blame. Its value is not repeated: it may be a secret.
