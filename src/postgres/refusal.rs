@@ -24,7 +24,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 pub enum Refusal {
     /// What answers is not PostgreSQL.
     NotPostgres,
-    /// A server before [`OLDEST_MAJOR`]: its version, such as `13.22`.
+    /// A server before 14: its version, such as `13.22`.
     TooOld(String),
     /// It asks for a password, and none is configured.
     NoPassword,

@@ -2,7 +2,7 @@
 //!
 //! The slot goes first: it is what can hurt the source (I7). The stream in the queue goes last, and only when the slot is
 //! gone: it is the record of the slot's name. What cannot be reached is said, with what remains there; the next run takes it away.
-//! Beside a daemon that still works on it nothing is taken away ([`super::running`]): it would halt in the middle of its work.
+//! Beside a daemon that still works on it nothing is taken away (`running.rs`): it would halt in the middle of its work.
 
 use std::sync::Arc;
 
