@@ -85,28 +85,28 @@ macro_rules! halt_codes {
 halt_codes! {
     SlotMissing = "slot_missing", false,
         "The source no longer has the replication slot that this stream reads. Changes since then cannot be read, so the replica would miss rows.",
-        "Find out who dropped it (a failover without slot synchronisation, a cleanup). Then start over: `millstream teardown`, `millstream init`, `millstream run` copy the tables again.";
+        "Find out who dropped it (a failover without slot synchronisation, a cleanup). Then start over: stop the daemon, `millstream teardown`, `millstream init`, start it; the tables are copied again.";
     SlotInvalidated = "slot_invalidated", false,
         "The source invalidated the slot, because it retained more WAL than max_slot_wal_keep_size allows, or its rows were removed. Changes are lost to the stream.",
-        "Raise max_slot_wal_keep_size or retain_max_bytes to the longest outage to survive, then copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+        "Raise max_slot_wal_keep_size or retain_max_bytes to the longest outage to survive, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
     SlotAhead = "slot_ahead", false,
         "The slot's confirmed_flush_lsn lies beyond the end of the queue: somebody else consumed from it, it was made anew, or the queue lost its tail. The changes between are lost to the stream.",
-        "Make sure that nothing else reads the slot and that the queue's storage is sound, then copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+        "Make sure that nothing else reads the slot and that the queue's storage is sound, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
     SlotUnknown = "slot_unknown", false,
         "A slot of this name exists on the source, but the queue has no record of having made it. Its start cannot be trusted.",
-        "If the queue was emptied or changed by mistake, point [queue] url back to it. Otherwise `millstream teardown` and `millstream init`.";
+        "If the queue was emptied or changed by mistake, point [queue] url back to it. Otherwise stop the daemon, `millstream teardown`, `millstream init`, start it.";
     HistoryChanged = "history_changed", false,
         "Behind the source's address is another history: another cluster, a restored one, or a promoted server that left the old timeline before the queue's end. Positions of one history mean nothing in another.",
-        "If the address is wrong, mend it. If the source was really restored or lost changes at a failover, the replica has rows that the source lost: copy again with `millstream teardown`, `millstream init`, `millstream run`.";
+        "If the address is wrong, mend it. If the source was really restored or lost changes at a failover, the replica has rows that the source lost: copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
     QueueLost = "queue_lost", false,
         "The queue no longer holds the record that the replica's ledger names: the topic was deleted or recreated, retention passed the reader, or another queue is behind the address.",
-        "If [queue] url points to the wrong place, mend it. On Kafka set retention.ms=-1 and retention.bytes=-1 (`millstream check` prints the command). Then copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+        "If [queue] url points to the wrong place, mend it. On Kafka set retention.ms=-1 and retention.bytes=-1 (`millstream check` prints the command). Then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
     QueueGap = "queue_gap", false,
         "Record numbers in the queue are not contiguous: records between two others are missing, as after an unclean leader election. What they held is lost.",
-        "On Kafka use replication.factor >= 3, min.insync.replicas >= 2 and unclean.leader.election.enable=false. Then copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+        "On Kafka use replication.factor >= 3, min.insync.replicas >= 2 and unclean.leader.election.enable=false. Then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
     QueueCorrupt = "queue_corrupt", false,
         "A record in the queue does not match its checksum. It is not read past.",
-        "Check the disk or the broker's storage. If the record can be restored from a good copy, put it back and restart; otherwise copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+        "Check the disk or the broker's storage. If the record can be restored from a good copy, put it back and restart; otherwise copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
     QueueDenied = "queue_denied", true,
         "Kafka refused the connection, the user, the password or a right.",
         "Run `millstream check`: it prints the kafka-acls.sh command. Mend the sasl.* and ssl.* properties under [queue.kafka] where they are wrong. The daemon goes on by itself after that.";
@@ -148,7 +148,7 @@ halt_codes! {
         "Change the replica's table as the message says. The daemon tries again by itself.";
     LedgerDamaged = "ledger_damaged", false,
         "The ledger in the replica is missing, was changed by hand, or belongs to another stream.",
-        "Restore the replica's millstream schema from the same moment as its tables, or copy again: `millstream teardown`, `millstream init`, `millstream run`.";
+        "Restore the replica's millstream schema from the same moment as its tables, or copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
     Misconfigured = "misconfigured", true,
         "The configuration cannot work as it stands.",
         "Mend the key that the message names and restart the daemon.";

@@ -141,7 +141,7 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     match (replica.queued_changes, replica.drain_seconds) {
         (Some(0) | None, _) => {}
         (Some(queued), Some(seconds)) => {
-            page.text("to drain", &format!("{} changes, about {}", number(queued), duration(seconds)));
+            page.text("to drain", &format!("{} changes, {}", number(queued), about(seconds)));
         }
         (Some(queued), None) => page.text("to drain", &format!("{} changes; nothing moves", number(queued))),
     }
@@ -167,11 +167,13 @@ fn trouble(page: &mut Page, halt: Option<&Halt>, error: Option<&str>) {
 
 fn copying(copy: &Copy) -> String {
     let mut out = copy.phase.clone();
-    let of = copy.rows_estimated.map_or(String::new(), |all| format!(" of about {}", number(all)));
+    // Once every chunk is loaded the rows are known, and an estimate beside them would look like rows that are missing.
+    let estimated = copy.rows_estimated.filter(|all| *all > copy.rows && copy.tables_done < copy.tables);
+    let of = estimated.map_or(String::new(), |all| format!(" of about {}", number(all)));
     let _ = write!(out, "{}{}{of} rows, {}", if out.is_empty() { "" } else { ": " }, number(copy.rows), ByteSize(copy.bytes));
     let _ = write!(out, ", {} of {} tables, {} rows/s", copy.tables_done, copy.tables, number(copy.rows_per_second as u64));
     if let Some(eta) = copy.eta_seconds {
-        let _ = write!(out, ", {} left", duration(eta));
+        let _ = write!(out, ", {} left", about(eta));
     }
     out
 }
@@ -206,6 +208,11 @@ fn number(n: u64) -> String {
     out
 }
 
+/// An estimate.
+fn about(seconds: f64) -> String {
+    if seconds < 1.0 { "less than 1 s".to_owned() } else { format!("about {}", duration(seconds)) }
+}
+
 fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
@@ -225,8 +232,17 @@ mod tests {
     fn numbers_and_times_read_well() {
         assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1000, 1_234_567].map(number).each_ref().map(String::as_str));
         assert_eq!(
-            ["less than 1 s", "90 s", "2 min", "2 h 30 min", "3 days"],
-            [0.2, 90.0, 120.0, 9000.0, 259_200.0].map(duration).each_ref().map(String::as_str)
+            ["less than 1 s", "about 1 s", "about 90 s", "about 2 min", "about 2 h 30 min", "about 3 days"],
+            [0.7, 1.2, 90.0, 120.0, 9000.0, 259_200.0].map(about).each_ref().map(String::as_str)
         );
+    }
+
+    #[test]
+    fn rows_that_are_all_loaded_are_not_measured_against_an_estimate() {
+        let copy =
+            |rows, tables_done| copying(&Copy { rows, rows_estimated: Some(1000), tables_done, tables: 2, ..Copy::default() });
+        assert!(copy(900, 1).starts_with("900 of about 1,000 rows"), "{}", copy(900, 1));
+        assert!(copy(900, 2).starts_with("900 rows"), "{}", copy(900, 2));
+        assert!(copy(1001, 1).starts_with("1,001 rows"), "{}", copy(1001, 1));
     }
 }

@@ -1,6 +1,7 @@
 //! `millstream log tail`: the log as a person or a script reads it, one JSON object a line.
 //!
-//! It registers nowhere: it holds the queue for nobody, and what it has not read may be trimmed underneath it (it then ends with `queue_lost`).
+//! It registers nowhere: it holds the queue for nobody, and what it has not read may be trimmed underneath it. A log that begins behind the place asked
+//! for is no loss, and is not called one.
 //! Changes of a large transaction are held back, on disk past some megabytes, until its last part has come: a fence may void
 //! them until then.
 
@@ -13,10 +14,10 @@ use clap::Args;
 use tempfile::SpooledTempFile;
 
 use super::Exit;
-use super::output::print;
+use super::output::{complain, print};
 use super::tail_filter::{Filter, KeyTest};
 use super::tail_start::{From, begin};
-use crate::config::Config;
+use crate::config::{Config, QueueKind, access};
 use crate::daemon::open_queue;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::event::{
@@ -26,6 +27,7 @@ use crate::event::{
 use crate::halt::HaltCode;
 use crate::preflight::tables::TablePatterns;
 use crate::publish::{Envelope, Event, Origin};
+use crate::queue::Queue;
 use crate::queue::log::{Entry, LogRecord};
 
 /// For `--help`.
@@ -71,8 +73,11 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
         Error::new(ErrorKind::Config, format!("the configuration has no source '{}'; it has {known}", arguments.source))
     })?;
     let patterns = if arguments.table.is_empty() { None } else { Some(TablePatterns::parse(&arguments.table)?) };
-    let queue = open_queue(&config.queue)?;
-    let begun = begin(&queue, &source.name, &arguments.from).await?;
+    let begun = async {
+        let queue = open_queue(&config.queue)?;
+        Ok((begin(&queue, &source.name, &arguments.from).await?, queue))
+    };
+    let (begun, queue) = begun.await.map_err(|error| as_another_user(&config.queue.kind, error))?;
     let mut tail = Tail {
         name: source.name.clone(),
         database: source.connect.database.clone(),
@@ -87,7 +92,12 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     };
     let (mut reader, end) = (begun.reader, begun.end);
     loop {
-        let entries = reader.read(READ_BYTES, READ_WAIT).await?;
+        let entries = match reader.read(READ_BYTES, READ_WAIT).await {
+            Err(error) if error.kind() == ErrorKind::Halt(HaltCode::QueueLost) && is_trimmed(&queue, &source.name).await => {
+                return Ok(no_longer_there(&source.name, "what was to be read next is not in the log any more"));
+            }
+            read => read?,
+        };
         let idle = entries.is_empty();
         for entry in entries {
             let at = match &entry {
@@ -97,8 +107,12 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
             if arguments.no_follow && at.is_some_and(|at| at >= end) {
                 return Ok(Exit::Good);
             }
-            if tail.take(entry)? {
-                return Ok(Exit::Good);
+            match tail.take(entry)? {
+                Step::More => {}
+                Step::Enough => return Ok(Exit::Good),
+                Step::Trimmed(begins) => {
+                    return Ok(no_longer_there(&source.name, &format!("the log begins at about {begins} now")));
+                }
             }
             if arguments.no_follow && at.is_some_and(|at| at.next() >= end) {
                 return Ok(Exit::Good);
@@ -108,6 +122,49 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
             return Ok(Exit::Good);
         }
     }
+}
+
+/// The queue's folder is its daemon's alone, and whoever may not read it is told as whom to come.
+fn as_another_user(queue: &QueueKind, error: Error) -> Error {
+    let QueueKind::Embedded { folder } = queue else { return error };
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        if inner.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied) {
+            return Error::new(ErrorKind::Config, access::refused(folder));
+        }
+        cause = inner.source();
+    }
+    error
+}
+
+/// What comes after an entry.
+enum Step {
+    /// The next one.
+    More,
+    /// Enough was printed.
+    Enough,
+    /// The log begins here, behind the place asked for: what lies between cannot be shown (I5).
+    Trimmed(Position),
+}
+
+impl Step {
+    fn enough(enough: bool) -> Self {
+        if enough { Self::Enough } else { Self::More }
+    }
+}
+
+/// Trimming is what a log is kept small by: nothing is wrong with it.
+fn no_longer_there(source: &str, what: &str) -> Exit {
+    complain(&format!(
+        "millstream: {what}: what came before was trimmed, as is done once every registered replica has applied it. To read from where it begins: \
+         millstream log tail {source} --from beginning"
+    ));
+    Exit::Bad
+}
+
+/// The stream is there and does not begin with its first record: what is missing was trimmed.
+async fn is_trimmed(queue: &Arc<dyn Queue>, stream: &str) -> bool {
+    matches!(queue.bounds(stream).await, Ok(Some(bounds)) if bounds.start > QueueOffset(0))
 }
 
 struct Tail {
@@ -141,12 +198,11 @@ struct Printed {
 }
 
 impl Tail {
-    /// Takes one entry; true when enough was printed.
-    fn take(&mut self, entry: Entry) -> Result<bool> {
+    fn take(&mut self, entry: Entry) -> Result<Step> {
         let LogRecord { offset, record, .. } = match entry {
             Entry::PartsVoided => {
                 self.large = None;
-                return Ok(false);
+                return Ok(Step::More);
             }
             Entry::Record(record) => record,
         };
@@ -155,11 +211,11 @@ impl Tail {
         let done = match record.body {
             Body::Schema(schema) => {
                 self.schemas.insert(schema.id, Arc::new(schema));
-                Ok(false)
+                Ok(Step::More)
             }
             Body::Transactions(batch) if !skip => self.batch(&header, batch.iter()),
             Body::Part(part) if !skip => self.part(&header, part),
-            Body::Progress(progress) if !skip => self.check_begin(progress.position).map(|()| false),
+            Body::Progress(progress) if !skip => Ok(self.trimmed_before(progress.position).unwrap_or(Step::More)),
             Body::Message(message) if !skip && self.wants_message(message.lsn) => {
                 let (xid, position) = (Xid(0), Position::Lsn(message.lsn));
                 let transaction = TransactionHeader {
@@ -170,17 +226,21 @@ impl Tail {
                     origin: None,
                 };
                 let event = Event::Message { prefix: &message.prefix, content: &message.content };
-                self.line(&header, &transaction, 1, event).and_then(|text| self.print(&Printed { text, objects: 1 }))
+                self.line(&header, &transaction, 1, event)
+                    .and_then(|text| self.print(&Printed { text, objects: 1 }))
+                    .map(Step::enough)
             }
-            _ => Ok(false),
+            _ => Ok(Step::More),
         };
         done.at(|| format!("record {}", header.number))
     }
 
-    fn batch(&mut self, header: &RecordHeader, transactions: impl Iterator<Item = Result<Transaction>>) -> Result<bool> {
+    fn batch(&mut self, header: &RecordHeader, transactions: impl Iterator<Item = Result<Transaction>>) -> Result<Step> {
         for transaction in transactions {
             let transaction = transaction?;
-            self.check_begin(transaction.header.position)?;
+            if let Some(step) = self.trimmed_before(transaction.header.position) {
+                return Ok(step);
+            }
             if !self.from.wants(&transaction.header) {
                 continue;
             }
@@ -189,20 +249,22 @@ impl Tail {
                 self.change(header, &transaction.header, order, &change?, &mut printed)?;
             }
             if self.print(&printed)? {
-                return Ok(true);
+                return Ok(Step::Enough);
             }
         }
-        Ok(false)
+        Ok(Step::More)
     }
 
-    fn part(&mut self, header: &RecordHeader, part: Part) -> Result<bool> {
+    fn part(&mut self, header: &RecordHeader, part: Part) -> Result<Step> {
         if part.index == 0 {
-            self.check_begin(part.header.position)?;
+            if let Some(step) = self.trimmed_before(part.header.position) {
+                return Ok(step);
+            }
             let text = SpooledTempFile::new(HELD_BYTES);
             self.large = Some(Large { changes: ChangeReader::default(), order: 0, text });
         }
         // Parts whose first one lies before the place to begin at belong to a transaction before it.
-        let Some(mut large) = self.large.take() else { return Ok(false) };
+        let Some(mut large) = self.large.take() else { return Ok(Step::More) };
         if self.from.wants(&part.header) {
             large.changes.push(part.bytes);
             let mut printed = Printed { text: String::new(), objects: 0 };
@@ -217,10 +279,10 @@ impl Tail {
         }
         if !part.last {
             self.large = Some(large);
-            return Ok(false);
+            return Ok(Step::More);
         }
         large.changes.finish()?;
-        self.print_large(large)
+        self.print_large(large).map(Step::enough)
     }
 
     /// Writes one change's objects: none when it is filtered out, several for a TRUNCATE of several tables.
@@ -270,19 +332,12 @@ impl Tail {
         self.filter.wants_messages() && self.from.wants_position(Position::Lsn(lsn))
     }
 
-    /// A log that was trimmed and now begins behind the position asked for cannot say what was between (I5).
-    fn check_begin(&mut self, position: Position) -> Result<()> {
-        if std::mem::replace(&mut self.begun, true) {
-            return Ok(());
-        }
+    /// A log that was trimmed and now begins behind the position asked for cannot say what was between (I5). Asked of the first position alone.
+    fn trimmed_before(&mut self, position: Position) -> Option<Step> {
+        let first = !std::mem::replace(&mut self.begun, true);
         match self.from {
-            From::Position(from) if self.trimmed && position > from => {
-                let message = format!(
-                    "the log is kept from about {position} on; what came before was trimmed (--from beginning reads from there); every registered replica had read it"
-                );
-                Err(Error::halt(HaltCode::QueueLost, message))
-            }
-            _ => Ok(()),
+            From::Position(from) if first && self.trimmed && position > from => Some(Step::Trimmed(position)),
+            _ => None,
         }
     }
 

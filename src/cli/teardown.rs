@@ -59,9 +59,9 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
             printed = tell(line);
         }
     };
-    let outcome = teardown(&config, &queue, &options, &mut report).await?;
+    let outcome = teardown(&config, &queue, &options, &mut report).await;
     printed?;
-    Ok(match outcome {
+    Ok(match outcome? {
         Outcome::Unchanged => {
             print_line("Nothing is there; nothing was changed.")?;
             Exit::Good

@@ -110,13 +110,40 @@ pub(super) fn read(document: &Document<'_>, environment: &Environment) -> Result
         .prefix_separator("__")
         .separator("__")
         .source(Some(environment.overrides.clone().into_iter().collect()));
-    let merged = config::Config::builder()
+    let merged: RawConfig = config::Config::builder()
         .add_source(config::File::from_str(document.text(), FileFormat::Toml))
         .add_source(variables)
         .build()
         .and_then(config::Config::try_deserialize)
         .map_err(|error| complaint(&error, environment))?;
+    strangers("source", file.source.keys(), merged.source.iter().map(|(name, raw)| (name, raw.url.is_some())), environment)?;
+    strangers("replica", file.replica.keys(), merged.replica.iter().map(|(name, raw)| (name, raw.url.is_some())), environment)?;
     Ok((file, merged))
+}
+
+/// A table that only variables name, and without the URL that makes it one: a name that was misspelt. `merged` says of each table whether it has a URL.
+fn strangers<'a>(
+    kind: &str,
+    file: impl Iterator<Item = &'a String>,
+    merged: impl Iterator<Item = (&'a String, bool)>,
+    environment: &Environment,
+) -> Result<()> {
+    let known: Vec<&str> = file.map(String::as_str).collect();
+    let mut unknown = merged.filter(|(name, has_url)| !has_url && !known.contains(&name.as_str()));
+    let Some((name, _)) = unknown.next() else { return Ok(()) };
+    let prefix = format!("{}__", variable_name(&[kind, name]));
+    let mut variables: Vec<&str> =
+        environment.overrides.keys().map(String::as_str).filter(|variable| variable.starts_with(&prefix)).collect();
+    variables.sort_unstable();
+    let has = match known.as_slice() {
+        [] => format!("no [{kind}.NAME]"),
+        some => some.iter().map(|name| format!("[{kind}.{name}]")).collect::<Vec<_>>().join(", "),
+    };
+    let message = format!(
+        "environment variable {}: there is no [{kind}.{name}]; the file has {has}. To make one by the environment, set {prefix}URL as well",
+        variables.join(", ")
+    );
+    Err(Error::new(ErrorKind::Config, message))
 }
 
 /// The file alone was good, so a variable is to blame. Its value is not repeated: it may be a secret.

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+pub mod access;
 mod http;
 mod layers;
 mod place;
@@ -87,10 +88,18 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
         std::io::ErrorKind::NotFound => {
             format!("{shown}: there is no such file; name the configuration with --config or MILLSTREAM_CONFIG")
         }
-        std::io::ErrorKind::PermissionDenied => format!("{shown}: this user may not read it (sudo -u millstream, or chmod)"),
+        std::io::ErrorKind::PermissionDenied => access::refused(path),
         _ => format!("{shown}: {error}"),
     };
     Error::new(ErrorKind::Config, message)
+}
+
+/// A file that the configuration names and that cannot be read.
+fn unopened(path: &Path, error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => format!("cannot read {}", access::refused(path)),
+        _ => format!("cannot read {}: {error}", path.display()),
+    }
 }
 
 /// Turns raw values into a [`Config`], with what is needed to complain well.
@@ -158,7 +167,7 @@ impl Build<'_> {
     fn file(&self, key: &[&str], path: PathBuf) -> Result<PathBuf> {
         match std::fs::File::open(&path) {
             Ok(_) => Ok(path),
-            Err(error) => Err(self.error(key, format!("cannot read {}: {error}", path.display()))),
+            Err(error) => Err(self.error(key, unopened(&path, &error))),
         }
     }
 

@@ -1,12 +1,12 @@
 //! Where secrets come from: a variable, a file, a systemd credential; a URL or the file itself only with a warning.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::layers::{RawConfig, variable_name};
-use super::{Build, PathBuf};
+use super::{Build, PathBuf, unopened};
 use crate::error::{Error, Result};
 
 /// The places where one secret may be.
@@ -51,10 +51,13 @@ impl Build<'_> {
 
     fn secret_file(&mut self, key: &[&str], path: &Path) -> Result<SecretString> {
         let secret = read(path).map_err(|error| self.error(key, error.to_string()))?;
-        let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode() & 0o777);
-        if mode & 0o077 != 0 {
+        let (mode, root) =
+            std::fs::metadata(path).map_or((0, false), |meta| (meta.permissions().mode() & 0o777, meta.uid() == 0));
+        // root's own may be shared with a group, as libpq has it for keys: that is how the daemon and commands run by hand both read it.
+        let (allowed, right) = if root { (0o740, "0640") } else { (0o700, "0600") };
+        if mode & !allowed != 0 {
             let shown = path.display();
-            self.warnings.push(format!("{shown} holds a secret and others may read it (mode {mode:04o}): chmod 0600 {shown}"));
+            self.warnings.push(format!("{shown} holds a secret and others may read it (mode {mode:04o}): chmod {right} {shown}"));
         }
         Ok(secret)
     }
@@ -95,7 +98,7 @@ fn in_url(url: &Option<SecretString>) -> bool {
 /// A secret's file: its content without the line end.
 fn read(path: &Path) -> Result<SecretString> {
     use crate::error::ErrorKind::Config;
-    let bytes = std::fs::read(path).map_err(|e| Error::new(Config, format!("cannot read {}: {e}", path.display())))?;
+    let bytes = std::fs::read(path).map_err(|error| Error::new(Config, unopened(path, &error)))?;
     let text = String::from_utf8(bytes).map_err(|_| Error::new(Config, format!("{} is not UTF-8", path.display())))?;
     let text = text.strip_suffix('\n').map_or(text.as_str(), |t| t.strip_suffix('\r').unwrap_or(t));
     if text.is_empty() {

@@ -20,8 +20,8 @@ use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
 
 /// Pause between two looks at the queue.
 const QUEUE_EVERY: Duration = Duration::from_secs(5);
-/// Looks at the queue for each look at the source's catalog.
-const CATALOG_EACH: u32 = 12;
+/// Looks at the queue for each look at the source's catalog: what `init` has taken in, or a table that is new, is seen within ten seconds.
+const CATALOG_EACH: u32 = 2;
 /// The last record is there; a queue that does not hand it out in this time is asked again later.
 const LAST_WAIT: Duration = Duration::from_secs(3);
 /// A look that takes longer is given up.
@@ -154,8 +154,8 @@ const TABLES: &str = "
      WHERE c.relkind = 'r' AND c.relpersistence = 'p'
        AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'millstream')
        AND EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)
-       AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_tables t
-                        WHERE t.pubname = $1 AND t.schemaname = n.nspname AND t.tablename = c.relname)
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+                        WHERE p.pubname = $1 AND r.prrelid = c.oid)
      ORDER BY 1, 2";
 
 async fn look_at_catalog(config: &SourceConfig) -> Result<(Vec<String>, Vec<Sequence>)> {

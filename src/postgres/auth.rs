@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use super::connection::Connection;
 use super::frame::{Frame, Payload, malformed};
 use super::session::{APPLICATION_NAME, SETTINGS, SETTINGS_OF_SQLX};
-use super::{Mode, tls};
+use super::{Mode, refusal, tls};
 use crate::config::PgConnect;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -147,8 +147,7 @@ async fn request(connection: &mut Connection) -> Result<(i32, bytes::Bytes)> {
 }
 
 fn password<'a>(connection: &Connection, to: &'a PgConnect) -> Result<&'a str> {
-    let missing =
-        || denied(connection, &format!("the server asks for the password of role '{}', and none is configured", to.user));
+    let missing = || refusal::no_password(to, connection.side());
     to.password.as_ref().map(ExposeSecret::expose_secret).ok_or_else(missing)
 }
 

@@ -12,7 +12,7 @@ use super::connection::Connection;
 use super::frame::Frame;
 use super::socket::Socket;
 use super::sqlstate::Side;
-use super::{auth, tls};
+use super::{auth, refusal, tls};
 use crate::config::{PgConnect, PgHost};
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -67,10 +67,12 @@ impl PgClient {
             let backend_pid = auth::start(&mut connection, to, mode, settings).await?;
             Ok(Self { connection, unanswered: 0, copying_in: false, backend_pid, in_transaction: false })
         };
-        timeout_at(deadline, Box::pin(connecting))
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Connection, format!("no session within {wait:?}"))))
-            .at(|| format!("{} {}", side.as_str(), to.place()))
+        let connected = match timeout_at(deadline, Box::pin(connecting)).await {
+            Ok(Err(error)) => Err(refusal::explain(error, to).await),
+            Ok(connected) => connected,
+            Err(_) => Err(Error::new(ErrorKind::Connection, format!("no session within {wait:?}"))),
+        };
+        connected.at(|| format!("{} {}", side.as_str(), to.place()))
     }
 
     /// A parameter that the server reported: `server_version`, `TimeZone`, …

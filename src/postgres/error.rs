@@ -34,6 +34,8 @@ pub struct ServerError {
     pub column: Option<String>,
     /// Constraint concerned.
     pub constraint: Option<String>,
+    /// Routine of the server's source that said it.
+    pub routine: Option<String>,
 }
 
 impl ServerError {
@@ -59,6 +61,7 @@ impl ServerError {
                 b't' => error.table = Some(value),
                 b'c' => error.column = Some(value),
                 b'n' => error.constraint = Some(value),
+                b'R' => error.routine = Some(value),
                 _ => {}
             }
         }
@@ -166,6 +169,7 @@ fn from_database(error: Box<dyn sqlx::error::DatabaseError>, side: Side) -> Erro
         table: text(inner.table()),
         column: text(inner.column()),
         constraint: text(inner.constraint()),
+        routine: text(inner.routine()),
     }
     .into_error(side)
 }

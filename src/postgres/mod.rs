@@ -9,6 +9,7 @@
 //! | `socket`, `tls`, `verify` | the transport |
 //! | `frame`, `connection` | frames in, bytes out |
 //! | `auth` | startup and authentication |
+//! | `refusal` | why no session came about |
 //! | `client`, `query`, `copy` | a session |
 //! | [`sql`] | ordinary SQL, through sqlx |
 
@@ -20,6 +21,7 @@ mod error;
 pub mod frame;
 mod query;
 mod quote;
+mod refusal;
 pub mod session;
 mod socket;
 pub mod sql;
@@ -32,4 +34,5 @@ pub use copy::{CopyBoth, CopyIn, CopyOut};
 pub use error::{ServerError, from_sqlx};
 pub use query::{STATEMENT_WAIT, SimpleRow};
 pub use quote::{quote_ident, quote_ident_list, quote_literal, quote_option, quote_table};
+pub use refusal::Refusal;
 pub use sqlstate::{Side, kind_of_sqlstate};

@@ -41,6 +41,12 @@ impl PgConnect {
     /// keepalives of its own.
     #[must_use]
     pub fn sqlx_options(&self) -> PgConnectOptions {
+        self.sqlx_options_without_settings().extra_float_digits(3).options(SETTINGS.iter().copied())
+    }
+
+    /// The same server with no session settings, for one that may not know them.
+    #[must_use]
+    pub fn sqlx_options_without_settings(&self) -> PgConnectOptions {
         // An empty password instead of none keeps sqlx from taking PGPASSWORD.
         let password = self.password.as_ref().map_or("", ExposeSecret::expose_secret);
         let mut options = PgConnectOptions::new_without_pgpass()
@@ -48,9 +54,7 @@ impl PgConnect {
             .username(&self.user)
             .password(password)
             .database(&self.database)
-            .application_name(APPLICATION_NAME)
-            .extra_float_digits(3)
-            .options(SETTINGS.iter().copied());
+            .application_name(APPLICATION_NAME);
         options = match &self.host {
             PgHost::Tcp(host) => options.host(host).ssl_mode(self.sqlx_tls()),
             PgHost::Unix(folder) => options.host("localhost").socket(folder).ssl_mode(PgSslMode::Disable),

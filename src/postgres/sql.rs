@@ -7,6 +7,7 @@ use sqlx::{Connection, PgConnection};
 
 pub use super::error::from_sqlx as classify;
 pub use super::quote::{quote_ident, quote_literal, quote_table};
+use super::refusal;
 pub use super::sqlstate::{Side, kind_of_sqlstate};
 use crate::config::PgConnect;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,13 +21,15 @@ pub fn options(connect: &PgConnect, application_name: &str) -> PgConnectOptions 
 /// Opens a connection; its session is set up by [`super::session`].
 ///
 /// # Errors
-/// As [`classify`], with the server's address as the place; [`ErrorKind::Connection`] past `connect_timeout`.
+/// As [`classify`], told better where [`super::Refusal`] knows more, with the server's address as the place; [`ErrorKind::Connection`] past
+/// `connect_timeout`.
 pub async fn connect(connect: &PgConnect, side: Side, application_name: &str) -> Result<PgConnection> {
     let limit = connect.connect_timeout.max(Duration::from_secs(1));
     match tokio::time::timeout(limit, PgConnection::connect_with(&options(connect, application_name))).await {
-        Ok(result) => result.map_err(|error| classify(error, side).context(connect.place())),
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(refusal::explain(classify(error, side), connect).await.context(connect.place())),
         Err(_) => {
-            let message = format!("no answer within {} s", limit.as_secs());
+            let message = format!("no answer within {} s; is it PostgreSQL that listens there?", limit.as_secs());
             Err(Error::new(ErrorKind::Connection, message).context(connect.place()))
         }
     }

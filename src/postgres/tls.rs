@@ -20,7 +20,7 @@ use crate::config::{PgConnect, TlsMode};
 use crate::error::{Error, ErrorKind, Result};
 
 /// `SSLRequest`: length 8, code 80877103.
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+pub(super) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// Asks for TLS as the configuration says, and makes it.
 ///

@@ -1,6 +1,8 @@
 //! What must hold before a pair runs: `check`, `init`, `teardown`.
 
 pub mod check;
+mod emptying;
 pub mod init;
+mod running;
 pub mod tables;
 pub mod teardown;

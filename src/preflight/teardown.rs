@@ -2,12 +2,14 @@
 //!
 //! The slot goes first: it is what can hurt the source (I7). The stream in the queue goes last, and only when the slot is
 //! gone: it is the record of the slot's name. What cannot be reached is said, with what remains there; the next run takes it away.
+//! Beside a daemon that still works on it nothing is taken away (`running.rs`): it would halt in the middle of its work.
 
 use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::init::{Line, Outcome, Report, select, slot};
+use super::running::{self, Daemons};
 use crate::capture::begin::{Beginning, beginning, publication_name};
 use crate::config::{Config, ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -55,15 +57,16 @@ pub fn describe(config: &Config, options: &TeardownOptions) -> Result<Vec<String
     Ok(lines)
 }
 
-/// Takes it away. [`Outcome::Refused`] when something could not be reached and remains.
+/// Takes it away. [`Outcome::Refused`], with nothing done, while a daemon works on it.
 ///
 /// # Errors
-/// As [`describe`].
+/// As [`describe`]; that of a part that could not be reached or did not let go, once everything else is gone.
 pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &TeardownOptions, report: Report<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::Unchanged;
-    let mut note = |done: Outcome| match (outcome, done) {
-        (Outcome::Refused, _) | (_, Outcome::Unchanged) => {}
-        _ => outcome = done,
+    let mut note = |done: Outcome| {
+        if done != Outcome::Unchanged {
+            outcome = done;
+        }
     };
     if let Some(name) = &options.consumer {
         for source in unconfigured(config, options, name)? {
@@ -71,8 +74,24 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
         }
         return Ok(outcome);
     }
-    for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
-        let whole = options.replica.is_none();
+    let whole = options.replica.is_none();
+    let selected = select(config, options.source.as_deref(), options.replica.as_deref())?;
+    let quiet = match running::look(config, &selected, whole).await? {
+        Daemons::Working(who) => {
+            let stop = "stop that daemon first (systemctl stop millstream) and run teardown again; nothing was changed";
+            who.into_iter().for_each(|who| report(Line::Refused(format!("{who}: {stop}"))));
+            return Ok(Outcome::Refused);
+        }
+        quiet @ Daemons::None(_) => quiet,
+    };
+    let mut remains: Option<ErrorKind> = None;
+    // Of several, one that waiting does not mend says more.
+    let mut left = |kind: ErrorKind| {
+        if matches!(remains, None | Some(ErrorKind::Connection)) {
+            remains = Some(kind);
+        }
+    };
+    for (source, replicas) in selected {
         let mut free = whole;
         if whole {
             match clear_source(source, queue, report).await {
@@ -81,10 +100,11 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
                     free = false;
                     let publication = publication_name(&source.name);
                     report(Line::Refused(format!(
-                        "source {}: {error}; its slot {publication}_… and publication {publication} may remain there, and hold back WAL: run teardown again",
+                        "source {}: {error}; its slot {publication}_… and publication {publication} may remain there, and hold back WAL. A stream of it in \
+                         the queue is kept, as the record of the slot's name: run teardown again",
                         source.name
                     )));
-                    note(Outcome::Refused);
+                    left(error.kind());
                 }
             }
             failpoint::hit("teardown.source_cleared")?;
@@ -97,7 +117,7 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
                         "replica {}: {error}; its ledger, schema millstream, remains there: run teardown again, or DROP SCHEMA millstream CASCADE",
                         replica.name
                     )));
-                    note(Outcome::Refused);
+                    left(error.kind());
                 }
             }
             failpoint::hit("teardown.replica_cleared")?;
@@ -109,7 +129,11 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
             note(clear_stream(queue, &source.name, report).await?);
         }
     }
-    Ok(outcome)
+    drop(quiet);
+    match remains {
+        None => Ok(outcome),
+        Some(kind) => Err(Error::new(kind, "not everything was taken away; what remains is said above")),
+    }
 }
 
 /// The sources whose queue may hold a consumer that the configuration no longer has.

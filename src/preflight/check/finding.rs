@@ -149,6 +149,12 @@ impl Findings {
         self.side
     }
 
+    /// Name of the source, queue or replica in the configuration.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// All is well with this.
     pub fn ok(&mut self, check: &'static str, what: impl Into<String>) {
         self.push(check, Severity::Ok, what.into(), String::new(), None);

@@ -4,12 +4,14 @@
 //! and the exact step that mends it; tests carry the steps out and see the finding vanish. What could not be looked at is
 //! *unknown*, which is not *fine*.
 
+mod connect;
 mod finding;
 mod queue;
 mod render;
 mod replica;
 mod replica_fit;
 mod replica_tables;
+mod room;
 mod server;
 mod source;
 mod source_tables;
@@ -21,6 +23,7 @@ pub use finding::{Finding, Findings, Place, Remedy, Report, Severity, Side};
 pub use queue::check_embedded;
 pub use render::table;
 pub use replica::{SourceSide, check as check_replica};
+pub use room::Room;
 pub use server::{SUPPORTED_MAJORS, ServerFacts, TESTED_MAJORS};
 pub use source::{check as check_source, check_with as check_source_with};
 pub use spill::check_spill;
@@ -31,6 +34,7 @@ use crate::queue::kafka::{self, KafkaSettings};
 /// Checks every source, the queue and every replica of a configuration.
 pub async fn run(config: &Config) -> Report {
     let mut report = Report { version: 1, findings: Vec::new() };
+    let room = Room::of(&config.queue, config.sources.values());
     let mut replicas = Vec::new();
     for source in config.sources.values() {
         let (findings, facts) = check_source(source).await;
@@ -44,9 +48,9 @@ pub async fn run(config: &Config) -> Report {
             replicas.extend(check_replica(replica, &side).await.into_list());
         }
         report.findings.extend(findings.into_list());
-        report.findings.extend(check_spill(source, &config.queue.kind).into_list());
+        report.findings.extend(check_spill(source, &config.queue.kind, &room).into_list());
     }
-    report.findings.extend(check_embedded(&config.queue).map(Findings::into_list).unwrap_or_default());
+    report.findings.extend(check_embedded(&config.queue, &room).map(Findings::into_list).unwrap_or_default());
     if let Some(settings) = KafkaSettings::of(&config.queue.kind) {
         let streams: Vec<&str> = config.sources.keys().map(String::as_str).collect();
         report.findings.extend(kafka::check(&settings, &streams).await.into_list());

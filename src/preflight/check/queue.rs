@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::finding::{Findings, Place, Remedy, Side};
+use super::room::{Asked, QUEUE_KEY, Room, nearest};
 use crate::config::{QueueConfig, QueueKind};
 
 /// File systems whose fsync promises nothing, or whose locks do not hold between hosts (`statfs(2)`, `linux/magic.h`).
@@ -11,11 +12,11 @@ const UNSAFE_FILE_SYSTEMS: &[(i64, &str)] =
 
 /// Checks the embedded queue's folder; `None` for another queue.
 #[must_use]
-pub fn check_embedded(queue: &QueueConfig) -> Option<Findings> {
+pub fn check_embedded(queue: &QueueConfig, room: &Room) -> Option<Findings> {
     let QueueKind::Embedded { folder } = &queue.kind else { return None };
     let mut findings = Findings::new(Side::Queue, "embedded");
     // What is not there yet is made by init, in the nearest folder above that is.
-    let Some(nearest) = folder.ancestors().find(|path| path.is_dir()) else { return Some(findings) };
+    let Some(nearest) = nearest(folder) else { return Some(findings) };
     if let Err(error) = tempfile::tempfile_in(nearest) {
         let path = shell_quote(folder);
         let remedy = Remedy::at(Place::Shell, format!("install -d -m 0750 -o millstream -g millstream {path}"));
@@ -30,14 +31,8 @@ pub fn check_embedded(queue: &QueueConfig) -> Option<Findings> {
     let folder = nearest;
     findings.ok("folder", queue_folder(queue));
     file_system(&mut findings, folder);
-    let limit = Limit {
-        check: "disk_room",
-        bytes: queue.max_bytes,
-        name: "queue.max_bytes",
-        key: "queue.max_bytes".to_owned(),
-        why: "a replica that stands still for long fills the disk before the queue's own limit stops capture",
-    };
-    room(&mut findings, folder, &limit);
+    let why = "a replica that stands still for long fills the disk before the queue's own limit stops capture";
+    room.look(&mut findings, &Asked { check: "disk_room", folder, key: QUEUE_KEY, why });
     Some(findings)
 }
 
@@ -61,29 +56,6 @@ fn file_system(findings: &mut Findings, folder: &Path) {
             "what the queue calls durable may be gone after a crash of the host",
             Some(remedy),
         );
-    }
-}
-
-/// What may be written to a disk, by which key.
-pub(super) struct Limit {
-    pub(super) check: &'static str,
-    pub(super) bytes: u64,
-    pub(super) name: &'static str,
-    pub(super) key: String,
-    pub(super) why: &'static str,
-}
-
-pub(super) fn room(findings: &mut Findings, folder: &Path, limit: &Limit) {
-    let Ok(stat) = rustix::fs::statvfs(folder) else { return };
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let megabytes = |n: u64| n >> 20;
-    let Limit { check, bytes, name, key, why } = limit;
-    if free < *bytes {
-        let what = format!("{} MB free, below {name} ({} MB)", megabytes(free), megabytes(*bytes));
-        let remedy = Remedy::at(Place::Configuration, format!("{key} = \"{}MiB\"", megabytes(free / 10 * 9)));
-        findings.warn(check, what, *why, Some(remedy));
-    } else {
-        findings.ok(check, format!("{} MB free, {name} is {} MB", megabytes(free), megabytes(*bytes)));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use sqlx::PgConnection;
 
+use super::connect::connect;
 use super::finding::{Findings, Place, Remedy, Side};
 use super::server::{self, ServerFacts};
 use super::{replica_fit, replica_tables, trust};
@@ -26,7 +27,7 @@ pub struct SourceSide<'a> {
 /// Checks a replica.
 pub async fn check(replica: &ReplicaConfig, source: &SourceSide<'_>) -> Findings {
     let mut findings = Findings::new(Side::Replica, &replica.name);
-    let Some(mut connection) = server::connect(&mut findings, &replica.connect).await else {
+    let Some(mut connection) = connect(&mut findings, &replica.connect).await else {
         return findings;
     };
     if let Err(error) = look(&mut findings, replica, source, &mut connection).await {

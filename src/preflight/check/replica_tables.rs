@@ -1,11 +1,14 @@
 //! The replica's tables: what is in them, what fires on them, what they refuse that the source accepts.
 
+use std::collections::BTreeSet;
+
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
 use super::server::ServerFacts;
 use crate::event::TableName;
 use crate::postgres::sql::quote_ident as quote;
+use crate::preflight::emptying;
 use crate::preflight::tables::TablePatterns;
 
 const TABLES: &str = "\
@@ -41,13 +44,14 @@ pub(super) async fn check(
 ) -> sqlx::Result<()> {
     let Context { facts, replica_role, initialized } = *context;
     let before = findings.problems();
-    let mut count = 0;
+    let (mut ours, mut holding) = (BTreeSet::new(), Vec::new());
     for row in sqlx::query(TABLES).fetch_all(&mut *connection).await? {
         let (schema, name): (String, String) = (row.get(1), row.get(2));
-        if !patterns.matches(&TableName::new(&schema, &name)) {
+        let table_name = TableName::new(&schema, &name);
+        if !patterns.matches(&table_name) {
             continue;
         }
-        count += 1;
+        ours.insert(table_name.clone());
         let table = ReplicaTable {
             oid: row.get(0),
             label: format!("{schema}.{name}"),
@@ -75,8 +79,8 @@ pub(super) async fn check(
             );
             findings.about(&table.label);
         }
-        if !initialized {
-            rows_inside(findings, connection, &table).await?;
+        if !initialized && has_rows(connection, &table).await? {
+            holding.push(table_name);
         }
         triggers(findings, connection, &table, replica_role).await?;
         constraints(findings, connection, &table, replica_role).await?;
@@ -84,23 +88,52 @@ pub(super) async fn check(
             beside_deferrable_keys(findings, connection, &table).await?;
         }
     }
+    if !holding.is_empty() {
+        rows_inside(findings, connection, &holding, &ours).await?;
+    }
     if findings.problems() == before {
-        findings.ok(
-            "tables",
-            if count == 0 { "none yet; init makes them".to_owned() } else { format!("{count} tables, nothing fires or refuses") },
-        );
+        let text = match ours.len() {
+            0 => "none yet; init makes them".to_owned(),
+            count => format!("{count} tables, nothing fires or refuses"),
+        };
+        findings.ok("tables", text);
     }
     Ok(())
 }
 
-async fn rows_inside(findings: &mut Findings, connection: &mut PgConnection, table: &ReplicaTable) -> sqlx::Result<()> {
+async fn has_rows(connection: &mut PgConnection, table: &ReplicaTable) -> sqlx::Result<bool> {
     let statement = format!("SELECT EXISTS (SELECT FROM {})", table.sql_name);
-    let any: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_one(connection).await?;
-    if any {
-        let remedy = Remedy::sql(Side::Replica, format!("TRUNCATE {}", table.sql_name));
-        let why = "init never empties a table and never copies into one with rows; if these are the source's own rows, see `millstream init --adopt`";
-        findings.error("rows_inside", "the table holds rows", why, Some(remedy));
-        findings.about(&table.label);
+    sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_one(connection).await
+}
+
+/// All in one finding: foreign keys between the tables would keep each from being emptied alone.
+async fn rows_inside(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    holding: &[TableName],
+    ours: &BTreeSet<TableName>,
+) -> sqlx::Result<()> {
+    let emptying = emptying::plan(connection, holding, ours).await?;
+    let list = |tables: &[TableName]| tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut why = "init never empties a table and never copies into one with rows; if these are the source's own rows, see `millstream init --adopt`"
+        .to_owned();
+    if !emptying.along.is_empty() {
+        why += &format!(". Named as well, because they refer to these: {}", list(&emptying.along));
+    }
+    if !emptying.strangers.is_empty() {
+        why += &format!(". Foreign keys of tables that are not replicated stand in the way: {}", list(&emptying.strangers));
+    }
+    let mut steps = emptying.steps.into_iter();
+    let first = Remedy::sql(Side::Replica, steps.next().unwrap_or_default());
+    let remedy = steps.fold(first, Remedy::then);
+    match holding {
+        [one] => {
+            findings.error("rows_inside", "the table holds rows", why, Some(remedy));
+            findings.about(one.to_string());
+        }
+        many => {
+            findings.error("rows_inside", format!("{} tables hold rows: {}", many.len(), list(many)), why, Some(remedy));
+        }
     }
     Ok(())
 }

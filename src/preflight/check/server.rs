@@ -1,13 +1,12 @@
-//! Checks that hold for any PostgreSQL server of ours: reachable, of a known version, nothing in between, clocks, encodings.
+//! Checks that hold for any PostgreSQL server of ours: of a known version, nothing in between, clocks, encodings.
 
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
-use crate::config::{PgConnect, PgHost};
-use crate::error::{Error, Result};
+use crate::config::PgConnect;
+use crate::error::Result;
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::postgres::{Mode, PgClient};
 
@@ -36,110 +35,6 @@ pub struct ServerFacts {
     pub system_identifier: Option<i64>,
     /// Database.
     pub database: String,
-}
-
-/// Connects and says why not.
-///
-/// # Errors
-/// None: what fails is a finding. `None` means that nothing else can be looked at.
-pub async fn connect(findings: &mut Findings, target: &PgConnect) -> Option<PgConnection> {
-    match PgConnection::connect_with(&sql::options(target, "millstream check")).await {
-        Ok(connection) => {
-            findings.ok("connect", format!("{} as {}", place(target), target.user));
-            Some(connection)
-        }
-        Err(error) => {
-            explain_refusal(findings, target, &error).await;
-            None
-        }
-    }
-}
-
-fn place(target: &PgConnect) -> String {
-    match &target.host {
-        PgHost::Tcp(host) => format!("{host}:{}/{}", target.port, target.database),
-        PgHost::Unix(folder) => format!("{}/.s.PGSQL.{}/{}", folder.display(), target.port, target.database),
-    }
-}
-
-/// SQLSTATEs from PostgreSQL documentation, Appendix A.
-async fn explain_refusal(findings: &mut Findings, target: &PgConnect, error: &sqlx::Error) {
-    let state = error.as_database_error().and_then(|e| e.code()).map(|c| c.into_owned()).unwrap_or_default();
-    let said = Error::new(crate::ErrorKind::Connection, "").with_source(error_text(error)).to_string();
-    let said = said.trim_start_matches(": ").to_owned();
-    let admin = "only a superuser of that server can do this";
-    match state.as_str() {
-        "28P01" => findings.error(
-            "connect",
-            format!("the password of role {} is refused", target.user),
-            "nothing works without it",
-            Some(Remedy::sql(
-                findings.side(),
-                format!("ALTER ROLE {} PASSWORD '…the one in password_file…'", quote(&target.user)),
-            )),
-        ),
-        "28000" => {
-            let line = hba_line(target).await;
-            let place = if findings.side() == Side::Replica { Place::ReplicaHba } else { Place::SourceHba };
-            findings.error(
-                "connect",
-                said,
-                format!("the server lets this role in only by a line of its pg_hba.conf; {admin}"),
-                Some(Remedy::at(place, line)),
-            );
-        }
-        "3D000" => findings.error(
-            "connect",
-            format!("there is no database {}", target.database),
-            "the url names it",
-            Some(Remedy::at(Place::Configuration, "url: name an existing database".to_owned())),
-        ),
-        "53300" => findings.error(
-            "connect",
-            said,
-            "Millstream needs about six connections to a source and three to a replica",
-            Some(Remedy::sql(findings.side(), "ALTER SYSTEM SET max_connections = 200").and_restart()),
-        ),
-        "57P03" => findings.unknown("connect", said, "the server is starting, stopping or recovering; try again", None),
-        _ => findings.unknown(
-            "connect",
-            format!("cannot reach {}: {said}", place(target)),
-            "nothing else could be looked at",
-            Some(Remedy::at(
-                Place::Person,
-                "see that the server runs, that host and port in url are right, and that no firewall is between",
-            )),
-        ),
-    }
-}
-
-fn error_text(error: &sqlx::Error) -> String {
-    error.as_database_error().map_or_else(|| error.to_string(), |e| e.message().to_owned())
-}
-
-/// The line that lets us in: with the address that the server sees us under, as far as this host knows it.
-async fn hba_line(target: &PgConnect) -> String {
-    let (database, role) = (quote(&target.database), quote(&target.user));
-    match &target.host {
-        PgHost::Unix(_) => format!("local   {database}   {role}   scram-sha-256"),
-        PgHost::Tcp(host) => {
-            let local = tokio::net::TcpStream::connect((host.as_str(), target.port)).await.and_then(|s| s.local_addr());
-            let address = local.map_or_else(|_| "ADDRESS-OF-THIS-HOST/32".to_owned(), address_mask);
-            let kind = if matches!(target.tls, crate::config::TlsMode::Disable | crate::config::TlsMode::Prefer) {
-                "host"
-            } else {
-                "hostssl"
-            };
-            format!("{kind}   {database}   {role}   {address}   scram-sha-256")
-        }
-    }
-}
-
-fn address_mask(address: SocketAddr) -> String {
-    match address {
-        SocketAddr::V4(v4) => format!("{}/32", v4.ip()),
-        SocketAddr::V6(v6) => format!("{}/128", v6.ip()),
-    }
 }
 
 /// Reads what the server says of itself, and judges version, standby, encoding and clock.
@@ -206,7 +101,7 @@ pub async fn facts(findings: &mut Findings, connection: &mut PgConnection) -> sq
 
 fn version(findings: &mut Findings, major: i32) {
     if !SUPPORTED_MAJORS.contains(&major) {
-        let why = "Millstream knows PostgreSQL 14 to 18";
+        let why = format!("Millstream knows PostgreSQL {} to {}", SUPPORTED_MAJORS.start(), SUPPORTED_MAJORS.end());
         findings.error("version", format!("PostgreSQL {major}"), why, Some(Remedy::at(Place::Person, "use a supported version")));
     } else if TESTED_MAJORS.contains(&major) {
         findings.ok("version", format!("PostgreSQL {major}"));
@@ -255,6 +150,46 @@ pub async fn pooler(findings: &mut Findings, target: &PgConnect) -> Result<()> {
     Ok(())
 }
 
-fn sql_side(findings: &Findings) -> sql::Side {
+pub(super) fn sql_side(findings: &Findings) -> sql::Side {
     if findings.side() == Side::Replica { sql::Side::Replica } else { sql::Side::Source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::check::{Finding, Severity};
+
+    fn one(look: impl FnOnce(&mut Findings)) -> Finding {
+        let mut findings = Findings::new(Side::Source, "shop");
+        look(&mut findings);
+        findings.into_list().pop().expect("a finding")
+    }
+
+    #[test]
+    fn clocks_that_part_are_named_with_by_how_much() {
+        let now = SystemTime::now();
+        let micros = |t: SystemTime| i64::try_from(t.duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap();
+        let at = |seconds: i64| one(|findings| clock(findings, micros(now) + seconds * 1_000_000, now));
+        assert_eq!(at(0).severity, Severity::Ok);
+        let late = at(-90);
+        assert_eq!((late.severity, late.what.as_str()), (Severity::Warning, "its clock and this host's are 90.0 s apart"));
+        assert!(late.remedy.expect("a remedy").steps[0].contains("chronyc tracking"));
+        assert_eq!(at(3600).severity, Severity::Warning);
+    }
+
+    #[test]
+    fn versions_are_told_apart() {
+        let of = |major| one(|findings| version(findings, major));
+        for major in [SUPPORTED_MAJORS.start() - 1, SUPPORTED_MAJORS.end() + 1] {
+            let found = of(major);
+            assert_eq!(
+                (found.severity, found.why.as_str()),
+                (Severity::Error, "Millstream knows PostgreSQL 14 to 18"),
+                "{major}"
+            );
+            assert_eq!(found.remedy.expect("a remedy").steps, ["use a supported version"]);
+        }
+        assert_eq!(of(15).severity, Severity::Ok);
+        assert_eq!(of(14).severity, Severity::Warning);
+    }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, Row};
 
+use super::connect::{connect, hba_line};
 use super::finding::{Findings, Place, Remedy, Side};
 use super::server::{self, ServerFacts};
 use super::source_tables;
@@ -11,7 +12,7 @@ use super::standbys;
 use crate::config::SourceConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sql::{self, quote_ident as quote};
-use crate::postgres::{Mode, PgClient};
+use crate::postgres::{Mode, PgClient, ServerError};
 use crate::preflight::init::{Blueprint, resolve};
 use crate::preflight::tables::TablePatterns;
 
@@ -26,7 +27,7 @@ pub async fn check(source: &SourceConfig) -> (Findings, Option<ServerFacts>) {
 /// Checks a source; transactions older than a limit are named.
 pub async fn check_with(source: &SourceConfig, long_transaction: Duration) -> (Findings, Option<ServerFacts>) {
     let mut findings = Findings::new(Side::Source, &source.name);
-    let Some(mut connection) = server::connect(&mut findings, &source.connect).await else {
+    let Some(mut connection) = connect(&mut findings, &source.connect).await else {
         return (findings, None);
     };
     match look(&mut findings, source, long_transaction, &mut connection).await {
@@ -174,15 +175,14 @@ async fn replication_right(
 ) -> sqlx::Result<()> {
     let row = sqlx::query(
         "SELECT rolreplication OR rolsuper, \
-         EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'rds_replication' AND pg_has_role(current_user, r.oid, 'member')), \
-         EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'rds_replication') FROM pg_roles WHERE rolname = current_user",
+         EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'rds_replication' AND pg_has_role(current_user, r.oid, 'member')) \
+         FROM pg_roles WHERE rolname = current_user",
     )
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
-    let (attribute, rds_member, rds): (bool, bool, bool) = (row.get(0), row.get(1), row.get(2));
+    let (attribute, rds_member): (bool, bool) = (row.get(0), row.get(1));
     if !attribute && !rds_member {
-        let role = quote(&facts.role);
-        let statement = if rds { format!("GRANT rds_replication TO {role}") } else { format!("ALTER ROLE {role} REPLICATION") };
+        let statement = replication_grant(connection, facts).await?;
         findings.error(
             "replication_right",
             format!("role {} may not replicate", facts.role),
@@ -194,19 +194,45 @@ async fn replication_right(
     match PgClient::connect(&source.connect, Mode::Replication, sql::Side::Source).await {
         Ok(_) => findings.ok("replication_right", format!("role {} may replicate", facts.role)),
         Err(error) => {
-            let remedy = Remedy::at(
-                Place::Person,
-                "name the server itself in url (no pooler), and see that pg_hba.conf has no line that refuses this role",
-            );
-            findings.error(
-                "replication_right",
-                format!("a replication connection is refused: {error}"),
-                "the slot is read over one",
-                Some(remedy),
-            );
+            let remedy = replication_refused(source, facts, &error).await;
+            let what = format!("a replication connection is refused: {error}");
+            findings.error("replication_right", what, "the slot is read over one", Some(remedy));
         }
     }
     Ok(())
+}
+
+/// What lets a role replicate. A managed service has no superuser; each has a role of its own that may grant it, by which it is known here.
+async fn replication_grant(connection: &mut PgConnection, facts: &ServerFacts) -> sqlx::Result<String> {
+    let known: Vec<String> = sqlx::query_scalar(
+        "SELECT rolname::text FROM pg_roles WHERE rolname IN ('rds_replication', 'cloudsqlsuperuser', 'azure_pg_admin')",
+    )
+    .fetch_all(connection)
+    .await?;
+    let role = quote(&facts.role);
+    let has = |name: &str| known.iter().any(|known| known == name);
+    Ok(if has("rds_replication") {
+        format!("GRANT rds_replication TO {role}")
+    } else if has("cloudsqlsuperuser") {
+        format!("ALTER ROLE {role} REPLICATION  -- as a member of cloudsqlsuperuser")
+    } else if has("azure_pg_admin") {
+        format!("ALTER ROLE {role} REPLICATION  -- as the server's administrator")
+    } else {
+        format!("ALTER ROLE {role} REPLICATION")
+    })
+}
+
+/// What lets a replication connection in that the server refused although the role seemed to have the right.
+async fn replication_refused(source: &SourceConfig, facts: &ServerFacts, error: &Error) -> Remedy {
+    match ServerError::find(error).map(|server| server.sqlstate.as_str()) {
+        // insufficient_privilege: a member of rds_replication where that is a role like any other.
+        Some("42501") => Remedy::sql(Side::Source, format!("ALTER ROLE {} REPLICATION", quote(&facts.role))),
+        Some("28000") => Remedy::at(Place::SourceHba, hba_line(&source.connect).await),
+        _ => Remedy::at(
+            Place::Person,
+            "name the server itself in url (no pooler), and see that pg_hba.conf has no line that refuses this role",
+        ),
+    }
 }
 
 async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> sqlx::Result<()> {

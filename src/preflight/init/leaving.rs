@@ -46,7 +46,7 @@ pub(super) async fn leave(
     // A run that was killed behind the publication has left tables without a mark.
     let mut unmarked = Vec::new();
     for table in &target.plan.leaving {
-        if !is_marked(&mut target.connection, name, table).await? {
+        if !has(&mut target.connection, name, table, true).await? {
             unmarked.push(table);
         }
     }
@@ -104,14 +104,16 @@ async fn published_no_more(source: &mut PgConnection) -> Result<Option<String>> 
     Ok(Some(here))
 }
 
-async fn is_marked(replica: &mut PgConnection, name: &str, table: &TableName) -> Result<bool> {
+/// True when the ledger has a table; `marked`: with the place that it leaves at.
+async fn has(replica: &mut PgConnection, name: &str, table: &TableName, marked: bool) -> Result<bool> {
     sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3 \
-         AND live_after_lsn IS NOT NULL)",
+         AND (NOT $4 OR live_after_lsn IS NOT NULL))",
     )
     .bind(name)
     .bind(&table.schema)
     .bind(&table.name)
+    .bind(marked)
     .fetch_one(replica)
     .await
     .map_err(|e| classify(e, Side::Replica))
@@ -129,7 +131,7 @@ async fn mark(replica: &mut PgConnection, name: &str, table: &TableName, here: &
         .map_err(|e| classify(e, Side::Replica))
 }
 
-/// Forgets a table that the replica has passed the end of.
+/// Forgets a table that the replica has passed the end of. True when the ledger has it no longer.
 async fn forget(replica: &mut PgConnection, name: &str, table: &TableName) -> Result<bool> {
     let gone = sqlx::query(
         "DELETE FROM millstream.copied_table c USING millstream.replica r WHERE r.name = c.replica AND c.replica = $1 \
@@ -141,16 +143,5 @@ async fn forget(replica: &mut PgConnection, name: &str, table: &TableName) -> Re
     .execute(&mut *replica)
     .await
     .map_err(|e| classify(e, Side::Replica))?;
-    if gone.rows_affected() == 1 {
-        return Ok(true);
-    }
-    sqlx::query_scalar::<_, bool>(
-        "SELECT NOT EXISTS (SELECT 1 FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3)",
-    )
-    .bind(name)
-    .bind(&table.schema)
-    .bind(&table.name)
-    .fetch_one(replica)
-    .await
-    .map_err(|e| classify(e, Side::Replica))
+    Ok(gone.rows_affected() == 1 || !has(replica, name, table, false).await?)
 }

@@ -94,7 +94,7 @@ pub enum Outcome {
     Unchanged,
     /// Something was made (in a dry run: would be).
     Changed,
-    /// Something stands in the way. Nothing was done, but for what a [`Line::Note`] says to stand (a replica that cannot be adopted).
+    /// Something stands in the way. Nothing was done, but for what [`Line::Done`] says (a replica that cannot be adopted).
     Refused,
 }
 
@@ -217,7 +217,7 @@ async fn init_source(
         changed = true;
     }
     failpoint::hit("init.published")?;
-    changed |= stream::ensure(queue, config, &mut |text| report(Line::Waiting(text))).await?;
+    changed |= stream::ensure(queue, config, report).await?;
     failpoint::hit("init.stream_begun")?;
     for target in targets.iter_mut().filter(|t| t.known) {
         changed |=
@@ -226,7 +226,7 @@ async fn init_source(
     for target in targets.iter_mut().filter(|t| !t.known) {
         let begun = begin_replica(target, queue, config, options.adopt, report).await;
         if !begun.at(|| format!("replica '{}'", target.config.name))? {
-            report(Line::Note(still_standing(&config.name)));
+            still_standing(&config.name, &target.config.name).into_iter().for_each(|text| report(Line::Note(text)));
             return Ok(Outcome::Refused);
         }
         changed = true;
@@ -336,12 +336,16 @@ async fn begin_replica(
     Ok(true)
 }
 
-/// Whether a replica can be adopted is only known once the slot stands: a place in the log before the slot would be none.
-fn still_standing(source: &str) -> String {
-    format!(
-        "stream, publication and slot of source {source} stand, and its replica was not touched. Without a running daemon the slot retains WAL: mend what \
-         is refused and run `millstream init --adopt` again, or, when no other replica of {source} is in use, take them away: millstream teardown --source {source}"
-    )
+/// Whether a replica can be adopted is only known once the slot stands: a place in the log before the slot would be none. What is so, then what to do, a line
+/// each.
+fn still_standing(source: &str, replica: &str) -> [String; 3] {
+    [
+        format!(
+            "replica {replica} was not touched. Publication, stream and slot of source {source} stand, and without a running daemon the slot retains WAL"
+        ),
+        "once what is refused is mended, run the same command again".to_owned(),
+        format!("or, when no other replica of {source} is in use, take them away: millstream teardown --source {source}"),
+    ]
 }
 
 fn gist(added: &[TableName], removed: &[TableName]) -> String {

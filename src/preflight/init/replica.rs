@@ -15,6 +15,7 @@ use super::types::TypeDefinition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{History, StreamId, TableName};
 use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
+use crate::preflight::emptying;
 use crate::queue::log::Cursor;
 use crate::replica::postgres::ledger::{self, CopyState};
 
@@ -110,15 +111,25 @@ pub async fn plan(
     let here: Vec<u32> = fresh.iter().filter_map(|t| existing.get(&t.table).copied()).collect();
     let here = definition::read(replica, Side::Replica, &here).await?;
     let here: BTreeMap<&TableName, &TableDefinition> = here.values().map(|t| (&t.table, t)).collect();
-    let mut drops = [Vec::new(), Vec::new()];
+    let (mut drops, mut holding) = ([Vec::new(), Vec::new()], Vec::new());
     for table in &fresh {
         match here.get(&table.table) {
-            Some(found) => judge_existing(replica, table, found, loading, &mut drops, &mut plan).await?,
+            Some(found) => {
+                judge_existing(table, found, loading, &mut drops, &mut plan);
+                if loading == Loading::Copy && has_rows(replica, &table.table).await? {
+                    holding.push(table.table.clone());
+                }
+            }
             None if loading == Loading::Adopt => {
                 plan.refused.push(format!("{}: the replica does not have it, and --adopt copies nothing", table.table));
             }
             None => {}
         }
+    }
+    if !holding.is_empty() {
+        // Not tables that are replicated already, whatever refers to whom.
+        let ours = fresh.iter().map(|t| t.table.clone()).collect();
+        plan.refused.push(rows_inside(replica, &holding, &ours).await?);
     }
     if loading == Loading::Copy {
         let missing: Vec<&TableDefinition> = fresh.into_iter().filter(|t| !here.contains_key(&t.table)).collect();
@@ -169,34 +180,36 @@ async fn tables(replica: &mut PgConnection) -> Result<BTreeMap<TableName, u32>> 
     rows.iter().map(|r| Ok((TableName::new(get::<String>(r, 1)?, get::<String>(r, 2)?), oid(r, 0)?))).collect()
 }
 
-async fn judge_existing(
-    replica: &mut PgConnection,
+fn judge_existing(
     wanted: &TableDefinition,
     found: &TableDefinition,
     loading: Loading,
     drops: &mut [Vec<String>; 2],
     plan: &mut ReplicaPlan,
-) -> Result<()> {
+) {
     for misfit in misfits(wanted, found) {
         plan.refused.push(format!("{}: {misfit}", wanted.table));
     }
     if loading == Loading::Adopt {
-        return Ok(());
-    }
-    if has_rows(replica, &wanted.table).await? {
-        plan.refused.push(format!(
-            "{0}: the replica's table holds rows, and they are never emptied or copied into. Empty it yourself (TRUNCATE {1};), \
-             leave it out of the source's tables, or see `millstream init --adopt`",
-            wanted.table,
-            quote_table(&wanted.table)
-        ));
+        return;
     }
     let (taken_off, later) = ddl::take_off(found);
     for (all, mine) in drops.iter_mut().zip(taken_off) {
         all.extend(mine);
     }
     plan.deferred.extend(later);
-    Ok(())
+}
+
+async fn rows_inside(replica: &mut PgConnection, holding: &[TableName], ours: &BTreeSet<TableName>) -> Result<String> {
+    let emptying = emptying::plan(replica, holding, ours).await.map_err(|e| classify(e, Side::Replica))?;
+    let names = holding.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (what, it) =
+        if holding.len() == 1 { ("the replica's table holds rows", "it") } else { ("the replica's tables hold rows", "them") };
+    Ok(format!(
+        "{names}: {what}, and they are never emptied or copied into. Empty {it} yourself ({};), leave {it} out of the source's tables, \
+         or see `millstream init --adopt`",
+        emptying.steps.join("; ")
+    ))
 }
 
 async fn has_rows(replica: &mut PgConnection, table: &TableName) -> Result<bool> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::slot;
+use super::{Line, Report, slot};
 use crate::capture::begin::{Beginning, begin_stream, beginning, new_slot_name, record_slot_start};
 use crate::capture::recover::EntryPoint;
 use crate::config::SourceConfig;
@@ -22,7 +22,7 @@ use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
 /// # Errors
 /// Those of queue and source; a halt with `slot_missing` when a stream that was begun has lost its slot, with `history_changed` when an
 /// earlier attempt was made against another server.
-pub async fn ensure(queue: &Arc<dyn Queue>, config: &SourceConfig, said: &mut (dyn FnMut(String) + Send)) -> Result<bool> {
+pub async fn ensure(queue: &Arc<dyn Queue>, config: &SourceConfig, report: Report<'_>) -> Result<bool> {
     let stream = config.name.as_str();
     let slot = match beginning(queue, stream).await? {
         Beginning::Begun(history) => {
@@ -43,7 +43,7 @@ pub async fn ensure(queue: &Arc<dyn Queue>, config: &SourceConfig, said: &mut (d
             }
             let mut source = connect(&config.connect, Side::Source, "millstream init").await?;
             if slot::drop_slot(&mut source, &genesis.history.slot).await? {
-                said(format!("dropped slot {}, which an interrupted init had left", genesis.history.slot));
+                report(Line::Done(format!("dropped slot {}, which an interrupted init had left", genesis.history.slot)));
             }
             genesis.history.slot
         }
@@ -51,15 +51,15 @@ pub async fn ensure(queue: &Arc<dyn Queue>, config: &SourceConfig, said: &mut (d
             let slot = new_slot_name(stream);
             let history = slot::history(config, slot.clone()).await?;
             begin_stream(queue, stream, Genesis { source: stream.to_owned(), history }).await?;
-            said(format!("began stream {stream} in the queue"));
+            report(Line::Done(format!("began stream {stream} in the queue")));
             slot
         }
     };
     failpoint::hit("init.genesis_written")?;
-    let start = slot::create(config, &slot, said).await?;
+    let start = slot::create(config, &slot, &mut |text| report(Line::Waiting(text))).await?;
     failpoint::hit("init.slot_created")?;
     record_slot_start(queue, stream, &slot, Position::Lsn(start)).await?;
-    said(format!("created slot {slot} at {start}"));
+    report(Line::Done(format!("created slot {slot} at {start}")));
     Ok(true)
 }
 

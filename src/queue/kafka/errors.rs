@@ -55,107 +55,154 @@ pub(super) fn no_topic(code: Code) -> bool {
     )
 }
 
-/// The one table from code to kind.
+/// The one table from code to kind, meaning by meaning. What is in none halts.
 pub(super) fn kind(code: Code) -> ErrorKind {
     match code {
-        Code::Authentication
-        | Code::SaslAuthenticationFailed
-        | Code::UnsupportedSASLMechanism
-        | Code::IllegalSASLState
-        | Code::SecurityDisabled
-        | Code::TopicAuthorizationFailed
-        | Code::GroupAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed
-        | Code::DelegationTokenAuthorizationFailed
-        | Code::DelegationTokenExpired => ErrorKind::Halt(HaltCode::QueueDenied),
-        // auto.offset.reset=error turns an offset out of range into the second.
-        Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::LogTruncation | Code::NoOffset => {
-            ErrorKind::Halt(HaltCode::QueueLost)
-        }
+        code if denied(code) => ErrorKind::Halt(HaltCode::QueueDenied),
+        code if lost(code) => ErrorKind::Halt(HaltCode::QueueLost),
         code if no_topic(code) => ErrorKind::Halt(HaltCode::NotInitialized),
-        Code::MessageSizeTooLarge
-        | Code::MessageBatchTooLarge
-        | Code::InvalidMessageSize
-        | Code::InvalidTopic
-        | Code::InvalidConfig
-        | Code::InvalidPartitions
-        | Code::InvalidReplicationFactor
-        | Code::InvalidReplicaAssignment
-        | Code::InvalidRequest
-        | Code::InvalidRequiredAcks
-        | Code::InvalidRecord
-        | Code::InvalidGroupId
-        | Code::InvalidArgument
-        | Code::PolicyViolation
-        | Code::TopicDeletionDisabled
-        | Code::UnsupportedCompressionType
-        | Code::UnsupportedFeature
-        | Code::UnsupportedVersion
-        | Code::UnsupportedForMessageFormat => ErrorKind::Config,
+        code if refused_request(code) => ErrorKind::Config,
         Code::BadMessage | Code::BadCompression | Code::InvalidMessage => ErrorKind::Corrupt,
-        Code::NotEnoughReplicas
-        | Code::NotEnoughReplicasAfterAppend
-        | Code::ISRInsufficient
-        | Code::ThrottlingQuotaExceeded
-        | Code::QueueFull
-        | Code::ReassignmentInProgress
-        | Code::CoordinatorLoadInProgress => ErrorKind::Busy,
-        // TLS handshakes fail for a wrong certificate and for a broker that goes away in the middle; the text says which.
-        Code::SSL
-        | Code::BrokerTransportFailure
-        | Code::AllBrokersDown
-        | Code::Resolve
-        | Code::BrokerDestroy
-        | Code::DestroyBroker
-        | Code::UnknownBroker
-        | Code::MessageTimedOut
-        | Code::TimedOutQueue
-        | Code::OperationTimedOut
-        | Code::RequestTimedOut
-        | Code::WaitingForCoordinator
-        | Code::WaitCache
-        | Code::Retry
-        | Code::InProgress
-        | Code::PreviousInProgress
-        | Code::NodeUpdate
-        | Code::Outdated
-        | Code::Interrupted
-        | Code::LeaderNotAvailable
-        | Code::NotLeaderForPartition
-        | Code::BrokerNotAvailable
-        | Code::ReplicaNotAvailable
-        | Code::PreferredLeaderNotAvailable
-        | Code::EligibleLeadersNotAvailable
-        | Code::NetworkException
-        | Code::NotController
-        | Code::StaleControllerEpoch
-        | Code::StaleBrokerEpoch
-        | Code::CoordinatorNotAvailable
-        | Code::NotCoordinator
-        | Code::KafkaStorageError
-        | Code::LogDirNotFound
-        | Code::FetchSessionIdNotFound
-        | Code::InvalidFetchSessionEpoch
-        | Code::ListenerNotFound
-        | Code::FencedLeaderEpoch
-        | Code::UnknownLeaderEpoch
-        | Code::OffsetNotAvailable
-        | Code::RebootstrapRequired => ErrorKind::Connection,
-        // A producer that lost its place. It is dead; a new one reads the state anew.
-        Code::Fatal
-        | Code::GaplessGuarantee
-        | Code::Inconsistent
-        | Code::OutOfOrderSequenceNumber
-        | Code::UnknownProducerId
-        | Code::InvalidProducerEpoch
-        | Code::InvalidProducerIdMapping
-        | Code::ProducerFenced
-        | Code::Fenced
-        | Code::PurgeQueue
-        | Code::PurgeInflight => ErrorKind::Connection,
+        code if not_now(code) => ErrorKind::Busy,
+        code if away(code) || moved(code) || lost_its_place(code) => ErrorKind::Connection,
         _ => ErrorKind::Unexpected,
     }
+}
+
+/// Who we are, or what we may do.
+fn denied(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::UnsupportedSASLMechanism
+            | Code::IllegalSASLState
+            | Code::SecurityDisabled
+            | Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::DelegationTokenAuthorizationFailed
+            | Code::DelegationTokenExpired
+    )
+}
+
+/// What was to be read is not there any more. auto.offset.reset=error turns an offset out of range into the second.
+fn lost(code: Code) -> bool {
+    matches!(code, Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::LogTruncation | Code::NoOffset)
+}
+
+/// A size, a name, a setting or a version that the broker does not take, however often it is asked.
+fn refused_request(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessageSize
+            | Code::InvalidTopic
+            | Code::InvalidConfig
+            | Code::InvalidPartitions
+            | Code::InvalidReplicationFactor
+            | Code::InvalidReplicaAssignment
+            | Code::InvalidRequest
+            | Code::InvalidRequiredAcks
+            | Code::InvalidRecord
+            | Code::InvalidGroupId
+            | Code::InvalidArgument
+            | Code::PolicyViolation
+            | Code::TopicDeletionDisabled
+            | Code::UnsupportedCompressionType
+            | Code::UnsupportedFeature
+            | Code::UnsupportedVersion
+            | Code::UnsupportedForMessageFormat
+    )
+}
+
+/// The cluster is there and does not take it now.
+fn not_now(code: Code) -> bool {
+    matches!(
+        code,
+        Code::NotEnoughReplicas
+            | Code::NotEnoughReplicasAfterAppend
+            | Code::ISRInsufficient
+            | Code::ThrottlingQuotaExceeded
+            | Code::QueueFull
+            | Code::ReassignmentInProgress
+            | Code::CoordinatorLoadInProgress
+    )
+}
+
+/// Nobody answers, or not in time.
+fn away(code: Code) -> bool {
+    matches!(
+        code,
+        // TLS handshakes fail for a wrong certificate and for a broker that goes away in the middle; the text says which.
+        Code::SSL
+            | Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::Resolve
+            | Code::BrokerDestroy
+            | Code::DestroyBroker
+            | Code::UnknownBroker
+            | Code::MessageTimedOut
+            | Code::TimedOutQueue
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut
+            | Code::WaitingForCoordinator
+            | Code::WaitCache
+            | Code::Retry
+            | Code::InProgress
+            | Code::PreviousInProgress
+            | Code::NodeUpdate
+            | Code::Outdated
+            | Code::Interrupted
+            | Code::NetworkException
+    )
+}
+
+/// The broker that answers does not lead, does not coordinate, or has lost its storage: another one does, or will.
+fn moved(code: Code) -> bool {
+    matches!(
+        code,
+        Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::BrokerNotAvailable
+            | Code::ReplicaNotAvailable
+            | Code::PreferredLeaderNotAvailable
+            | Code::EligibleLeadersNotAvailable
+            | Code::NotController
+            | Code::StaleControllerEpoch
+            | Code::StaleBrokerEpoch
+            | Code::CoordinatorNotAvailable
+            | Code::NotCoordinator
+            | Code::KafkaStorageError
+            | Code::LogDirNotFound
+            | Code::FetchSessionIdNotFound
+            | Code::InvalidFetchSessionEpoch
+            | Code::ListenerNotFound
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+            | Code::OffsetNotAvailable
+            | Code::RebootstrapRequired
+    )
+}
+
+/// A producer that lost its place. It is dead; a new one reads the state anew.
+fn lost_its_place(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Fatal
+            | Code::GaplessGuarantee
+            | Code::Inconsistent
+            | Code::OutOfOrderSequenceNumber
+            | Code::UnknownProducerId
+            | Code::InvalidProducerEpoch
+            | Code::InvalidProducerIdMapping
+            | Code::ProducerFenced
+            | Code::Fenced
+            | Code::PurgeQueue
+            | Code::PurgeInflight
+    )
 }
 
 fn advice(code: Code) -> &'static str {

@@ -25,7 +25,7 @@ const HOLDER: &str = "FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activit
 /// # Errors
 /// [`ErrorKind::Held`], naming the holder.
 pub async fn acquire(connection: &mut PgConnection, replica: &str) -> Result<()> {
-    let key = format!("millstream/replica/{replica}");
+    let key = key(replica);
     let taken: bool = within(
         SHORT_WAIT,
         "taking the replica's lock",
@@ -47,18 +47,33 @@ pub async fn acquire(connection: &mut PgConnection, replica: &str) -> Result<()>
     if ended.is_some() {
         tracing::warn!(replica, "ended a session on the replica that held its lock and showed no sign of life");
     }
-    let holder = format!(
-        "SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'a local socket'), a.backend_start::text {HOLDER}"
-    );
-    let holder = sqlx::query(AssertSqlSafe(holder)).bind(&key).fetch_optional(connection);
-    let holder = within(SHORT_WAIT, "asking who holds the replica's lock", holder).await?;
-    let who = holder.map_or_else(
-        || "another session, gone by now".to_owned(),
-        |row| {
-            let (pid, name): (i32, String) = (row.get(0), row.get(1));
-            let (host, since): (String, String) = (row.get(2), row.get(3));
-            format!("'{name}' from {host} (backend {pid} on the replica, since {since})")
-        },
-    );
+    let who = held_by(connection, replica, None).await?.unwrap_or_else(|| "another session, gone by now".to_owned());
     Err(Error::new(ErrorKind::Held, format!("replica '{replica}' is being applied to by {who}")))
+}
+
+/// Who applies to a replica, as far as its lock tells; `None` for nobody, and for a session that no daemon is behind any more.
+///
+/// # Errors
+/// The server's.
+pub async fn holder(connection: &mut PgConnection, replica: &str) -> Result<Option<String>> {
+    held_by(connection, replica, Some(ORPHANED_SECONDS)).await
+}
+
+/// The holder, unless it has been idle for so long.
+async fn held_by(connection: &mut PgConnection, replica: &str, idle_seconds: Option<f64>) -> Result<Option<String>> {
+    let sql = format!(
+        "SELECT a.pid, coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'a local socket'), a.backend_start::text {HOLDER} \
+         AND ($2 IS NULL OR a.state <> 'idle' OR a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2))"
+    );
+    let row = sqlx::query(AssertSqlSafe(sql)).bind(key(replica)).bind(idle_seconds).fetch_optional(connection);
+    let row = within(SHORT_WAIT, "asking who holds the replica's lock", row).await?;
+    Ok(row.map(|row| {
+        let (pid, name): (i32, String) = (row.get(0), row.get(1));
+        let (host, since): (String, String) = (row.get(2), row.get(3));
+        format!("'{name}' from {host} (backend {pid} on the replica, since {since})")
+    }))
+}
+
+fn key(replica: &str) -> String {
+    format!("millstream/replica/{replica}")
 }

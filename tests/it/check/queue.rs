@@ -1,7 +1,7 @@
 //! Findings about the embedded queue's folder.
 
 use millstream::config::{QueueConfig, QueueKind, SourceConfig};
-use millstream::preflight::check::{Severity, check_embedded, check_spill, table};
+use millstream::preflight::check::{Room, Severity, check_embedded, check_spill, table};
 
 use super::{gone, problem, source_config};
 use crate::support::files::Folder;
@@ -11,13 +11,11 @@ use crate::support::postgres;
 fn a_missing_folder_a_small_disk_and_the_table_that_shows_them() {
     let folder = Folder::new("check");
     let queue = |sub: &str, max_bytes| QueueConfig { kind: QueueKind::Embedded { folder: folder.path().join(sub) }, max_bytes };
-    let look = |sub: &str, max| check_embedded(&queue(sub, max)).expect("embedded").into_list();
+    let judged = |queue: &QueueConfig| check_embedded(queue, &Room::of(queue, [])).expect("embedded").into_list();
+    let look = |sub: &str, max| judged(&queue(sub, max));
     gone(&look("not-here", 1), "folder");
-    assert_eq!(
-        check_embedded(&QueueConfig { kind: QueueKind::Embedded { folder: "/proc/none".into() }, max_bytes: 1 })
-            .map(|f| problem(&f.into_list(), "folder").severity),
-        Some(Severity::Error)
-    );
+    let nowhere = QueueConfig { kind: QueueKind::Embedded { folder: "/proc/none".into() }, max_bytes: 1 };
+    assert_eq!(problem(&judged(&nowhere), "folder").severity, Severity::Error);
     let small = look("not-here", u64::MAX);
     let remedy = problem(&small, "disk_room").remedy.expect("a remedy");
     assert!(remedy.steps[0].starts_with("queue.max_bytes = \""), "{remedy:?}");
@@ -43,7 +41,9 @@ async fn where_transactions_spill() {
         replication_factor: 3,
     };
     let look = |dir: std::path::PathBuf, max| {
-        check_spill(&SourceConfig { spill_dir: dir, spill_max_bytes: max, ..source_config(source.clone()) }, &kafka).into_list()
+        let source = SourceConfig { spill_dir: dir, spill_max_bytes: max, ..source_config(source.clone()) };
+        let queue = QueueConfig { kind: kafka.clone(), max_bytes: u64::MAX };
+        check_spill(&source, &kafka, &Room::of(&queue, [&source])).into_list()
     };
     assert_eq!(problem(&look("/proc/none".into(), 1), "spill_dir").severity, Severity::Error);
     let remedy = problem(&look(folder.path().join("spill"), u64::MAX), "spill_room").remedy.expect("a remedy");
@@ -51,6 +51,29 @@ async fn where_transactions_spill() {
     let fine = look(folder.path().join("spill"), 1);
     gone(&fine, "spill_room");
     gone(&fine, "spill_dir");
+}
+
+/// Each was promised the whole disk: the queue filled it before its own limit, because a spill had taken its part.
+#[tokio::test]
+async fn a_queue_and_a_spill_on_one_file_system_share_its_room() {
+    let folder = Folder::new("shared");
+    let queue = |max_bytes| QueueConfig { kind: QueueKind::Embedded { folder: folder.path().join("queue") }, max_bytes };
+    let connect = postgres::shared().await.new_database().await.connect();
+    let source =
+        SourceConfig { spill_dir: folder.path().join("queue/spill"), spill_max_bytes: u64::MAX / 2, ..source_config(connect) };
+    let look = |max_bytes| {
+        let (queue, room) = (queue(max_bytes), Room::of(&queue(max_bytes), [&source]));
+        let mut all = check_embedded(&queue, &room).expect("embedded").into_list();
+        all.extend(check_spill(&source, &queue.kind, &room).into_list());
+        all
+    };
+    // Alone it fits.
+    gone(&check_embedded(&queue(1 << 20), &Room::of(&queue(1 << 20), [])).expect("embedded").into_list(), "disk_room");
+    let found = problem(&look(1 << 20), "disk_room");
+    assert!(found.what.contains("on one file system: queue.max_bytes 1 MB + source.shop.spill_max_bytes"), "{found:?}");
+    assert_eq!(found.remedy.expect("a remedy").steps.len(), 2);
+    let spill = look(1 << 20).into_iter().find(|f| f.check == "spill_room").expect("spill_room");
+    assert!(spill.severity == Severity::Ok && spill.what.contains("counted there"), "{spill:?}");
 }
 
 #[test]
@@ -61,7 +84,7 @@ fn a_folder_in_memory_is_warned_of() {
     }
     let look = |folder: &Path| {
         let queue = QueueConfig { kind: QueueKind::Embedded { folder: folder.to_owned() }, max_bytes: 1 };
-        check_embedded(&queue).expect("embedded").into_list()
+        check_embedded(&queue, &Room::of(&queue, [])).expect("embedded").into_list()
     };
     assert_eq!(problem(&look(Path::new("/dev/shm/not-here")), "file_system").severity, Severity::Warning);
     // The remedy: a folder on a disk, as the repository is on.

@@ -325,3 +325,113 @@ impl Pooler {
         Self(port)
     }
 }
+
+/// PostgreSQL says of a wrong password and of a missing role the same; only the password was blamed.
+#[tokio::test]
+async fn a_role_that_is_not_there_and_a_password_that_nobody_configured() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    let admin = server.database("postgres");
+    db.execute("CREATE ROLE no_login; CREATE ROLE keyed LOGIN REPLICATION PASSWORD 'right'").await;
+    let trusted = |user: &str| source_config(PgConnect { user: user.into(), ..db.connect() });
+    let keyed = |user: &str, password: Option<&str>| {
+        source_config(PgConnect { user: user.into(), password: password.map(Into::into), ..db.connect_tcp() })
+    };
+    // Without a password the server says plainly that there is no such role, and means pg_hba.conf by the same SQLSTATE.
+    let found = problem(&findings(&trusted("nobody_here")).await, "connect");
+    assert!(found.severity == Severity::Error && found.what.contains("nobody_here"), "{found:?}");
+    let [create, alter] = &*found.remedy.expect("a remedy").steps else { panic!("two ways") };
+    assert!(
+        create.starts_with(r#"CREATE ROLE "nobody_here" LOGIN REPLICATION"#)
+            && alter.starts_with(r#"ALTER ROLE "nobody_here" LOGIN"#)
+    );
+    admin.execute(create).await;
+    gone(&findings(&trusted("nobody_here")).await, "connect");
+    admin.execute(&problem(&findings(&trusted("no_login")).await, "connect").remedy.expect("a remedy").steps[1]).await;
+    gone(&findings(&trusted("no_login")).await, "connect");
+
+    server.set_hba("local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256");
+    let asked = crate::support::wait::eventually("the new rules", crate::support::wait::LONG, async || {
+        let all = findings(&keyed("keyed", None)).await;
+        if all.iter().any(|f| f.check == "connect" && f.severity == Severity::Error) { Ok(all) } else { Err(all) }
+    })
+    .await;
+    let found = problem(&asked, "connect");
+    assert_eq!(found.what, "the server asks for the password of role keyed, and none is configured");
+    let ways = found.remedy.expect("a remedy").steps.join("\n");
+    for way in ["source.shop.password_file = ", "MILLSTREAM__SOURCE__SHOP__PASSWORD", "systemd credential source.shop.password"] {
+        assert!(ways.contains(way), "'{way}' is not in {ways}");
+    }
+    gone(&findings(&keyed("keyed", Some("right"))).await, "connect");
+    let error =
+        millstream::postgres::sql::connect(&keyed("keyed", None).connect, millstream::postgres::Side::Source, "test").await;
+    let said = error.expect_err("no password").to_string();
+    assert!(said.contains("none is configured: name a file with password_file"), "{said}");
+
+    let found = problem(&findings(&keyed("missing", Some("right"))).await, "connect");
+    assert!(found.what.contains("or there is no such role: PostgreSQL does not say which"), "{found:?}");
+    let steps = found.remedy.expect("a remedy").steps;
+    assert!(steps[0].starts_with(r#"ALTER ROLE "missing" PASSWORD"#), "{steps:?}");
+    admin.execute(&steps[1].replace("…the one in password_file…", "right")).await;
+    gone(&findings(&keyed("missing", Some("right"))).await, "connect");
+}
+
+/// Another program at the port was "malformed", to be reported.
+#[tokio::test]
+async fn what_is_not_postgresql_is_said_to_be_so() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut asked = [0; 8];
+            drop(client.read_exact(&mut asked).await);
+            drop(client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+            // Until the other side has read it: a reset would take it away.
+            drop(client.read(&mut asked).await);
+        }
+    });
+    let db = postgres::shared().await.new_database().await;
+    for tls in [millstream::config::TlsMode::Prefer, millstream::config::TlsMode::Disable] {
+        let wrong = PgConnect { port, tls, ..db.connect_tcp() };
+        let found = problem(&findings(&source_config(wrong.clone())).await, "connect");
+        assert_eq!(found.severity, Severity::Error, "{tls:?}: {found:?}");
+        assert!(found.what.contains(&format!("what answers at 127.0.0.1:{port} is not PostgreSQL")), "{tls:?}: {found:?}");
+        assert_eq!(found.remedy.expect("a remedy").steps, ["source.shop.url: host and port of the PostgreSQL server"]);
+        let side = millstream::postgres::Side::Source;
+        let ours = millstream::postgres::PgClient::connect(&wrong, millstream::postgres::Mode::Replication, side).await.map(drop);
+        let theirs = millstream::postgres::sql::connect(&wrong, side, "test").await.map(drop);
+        for error in [ours, theirs] {
+            let error = error.expect_err("not PostgreSQL");
+            assert!(error.to_string().contains("is not PostgreSQL: put host and port"), "{tls:?}: {error}");
+            assert_eq!(error.kind(), millstream::ErrorKind::Config, "{tls:?}");
+        }
+    }
+    // The remedy: the right port.
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    gone(&findings(&source_config(db.connect_tcp())).await, "connect");
+}
+
+/// Managed services have no superuser; each is known by the role that grants the right there.
+#[tokio::test]
+async fn the_right_to_replicate_on_managed_services() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let source = source_config(plain_role(&db, "poor").await);
+    let statement = async || problem(&findings(&source).await, "replication_right").remedy.expect("a remedy").steps[0].clone();
+    assert_eq!(statement().await, r#"ALTER ROLE "poor" REPLICATION"#);
+    db.execute("CREATE ROLE azure_pg_admin").await;
+    assert_eq!(statement().await, r#"ALTER ROLE "poor" REPLICATION  -- as the server's administrator"#);
+    db.execute("DROP ROLE azure_pg_admin; CREATE ROLE cloudsqlsuperuser").await;
+    assert_eq!(statement().await, r#"ALTER ROLE "poor" REPLICATION  -- as a member of cloudsqlsuperuser"#);
+    mends(&source, &db, "replication_right").await;
+    db.execute("ALTER ROLE poor NOREPLICATION; DROP ROLE cloudsqlsuperuser; CREATE ROLE rds_replication").await;
+    let grant = statement().await;
+    assert_eq!(grant, r#"GRANT rds_replication TO "poor""#);
+    db.execute(&grant).await;
+    // Here that is a role like any other, and the connection itself is refused: what lets it in is printed for that too.
+    let refused = problem(&findings(&source).await, "replication_right");
+    assert!(refused.what.starts_with("a replication connection is refused"), "{refused:?}");
+    mends(&source, &db, "replication_right").await;
+}

@@ -135,6 +135,13 @@ async fn the_environment_wins_and_is_named_when_it_is_wrong() {
         ("MILLSTREAM__SOURCE__SHOP__TABELS", "public.*", "unknown field `tabels`"),
         ("MILLSTREAM__REPLICA__REPORTS__MERGE_MAX_CHANGES", "many", "is not an integer"),
         ("MILLSTREAM__HTTP__LISTEN", "0.0.0.0:1", "environment variable MILLSTREAM__HTTP__LISTEN: http.listen"),
+        // The file was blamed for a source that it does not name.
+        (
+            "MILLSTREAM__SOURCE__SHP__PASSWORD",
+            "x",
+            "environment variable MILLSTREAM__SOURCE__SHP__PASSWORD: there is no [source.shp]; the file has [source.shop]",
+        ),
+        ("MILLSTREAM__REPLICA__REPORT__PASSWORD", "x", "there is no [replica.report]; the file has [replica.reports]"),
     ] {
         let site = Site::new(NOWHERE).with_env(name, value);
         let outcome = site.run(&["run"]).await;
@@ -143,6 +150,68 @@ async fn the_environment_wins_and_is_named_when_it_is_wrong() {
     }
     let site = Site::new(NOWHERE).with_env("MILLSTREAM__SOURCE__SHOP__TABLES", "public.a, public.b");
     assert_eq!(site.run(&["status"]).await.code, Some(3));
+}
+
+/// Another user got "this user may not read it", or the system's own words for a password's file.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_user_may_not_read_is_named_with_who_may() {
+    use std::os::unix::process::CommandExt as _;
+    if !rustix::process::geteuid().is_root() {
+        return crate::support::skip("a command of another user: this is not root");
+    }
+    let site = Site::new(NOWHERE);
+    let as_nobody = async |arguments: &[&str]| {
+        let mut command = site.command(arguments);
+        command.uid(65534).gid(65534);
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
+        output.map(|output| (output.status.code(), String::from_utf8(output.stderr).unwrap()))
+    };
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(site.folder(), 0o755);
+    mode(&site.configuration(), 0o640);
+    std::os::unix::fs::chown(site.configuration(), Some(1), Some(1)).unwrap();
+    let Ok((code, said)) = as_nobody(&["status"]).await else {
+        return crate::support::skip("a command of another user: the program cannot be reached by it");
+    };
+    assert_eq!(code, Some(78), "{said}");
+    let shown = site.configuration().display().to_string();
+    for part in [&*shown, "(owner daemon, group daemon, mode 0640): user nobody may not read it", "sudo -u daemon millstream"] {
+        assert!(said.contains(part), "'{part}' is not in: {said}");
+    }
+    // Root's own, shared with the daemon's group.
+    std::os::unix::fs::chown(site.configuration(), Some(0), Some(1)).unwrap();
+    let (_, said) = as_nobody(&["status"]).await.unwrap();
+    assert!(said.contains("(owner root, group daemon, mode 0640)") && said.contains("sudo -u daemon millstream"), "{said}");
+
+    mode(&site.configuration(), 0o644);
+    site.configure(&NOWHERE.replacen("tables =", "password_file = \"{folder}/pw\"\ntables =", 1));
+    write_private(&site.folder().join("pw"), "secret\n");
+    std::os::unix::fs::chown(site.folder().join("pw"), Some(0), Some(0)).unwrap();
+    let (code, said) = as_nobody(&["log", "tail", "shop"]).await.unwrap();
+    assert_eq!(code, Some(78), "{said}");
+    for part in
+        [".toml:3:1: source.shop.password_file: cannot read", "/pw (owner root, group root, mode 0600)", "chgrp millstream"]
+    {
+        assert!(said.contains(part), "'{part}' is not in: {said}");
+    }
+    // As deploy/ has it: root's, readable by the daemon's group, and nothing to warn of.
+    mode(&site.folder().join("pw"), 0o640);
+    let fine = site.run(&["status"]).await;
+    assert!(!fine.stderr.contains("warning"), "{fine:?}");
+    mode(&site.folder().join("pw"), 0o644);
+    assert!(site.run(&["status"]).await.stderr.contains("chmod 0640"));
+
+    // The queue's folder is the daemon's alone.
+    site.configure(NOWHERE);
+    let queue = site.folder().join("queue");
+    std::fs::create_dir(&queue).unwrap();
+    mode(&queue, 0o700);
+    std::os::unix::fs::chown(&queue, Some(1), Some(1)).unwrap();
+    let (code, said) = as_nobody(&["log", "tail", "shop"]).await.unwrap();
+    assert_eq!(code, Some(78), "{said}");
+    assert!(said.contains("(owner daemon, group daemon, mode 0700)") && said.contains("sudo -u daemon millstream"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,9 @@ const WAIT: Duration = Duration::from_secs(60);
 const TABLE: &str =
     "CREATE TABLE orders (id int PRIMARY KEY, paid bool); INSERT INTO orders SELECT i, true FROM generate_series(1, 1000) i";
 
+/// Twice the pause between two looks at the catalog.
+const SOON: Duration = Duration::from_secs(20);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_pair_tells_positions_lag_and_what_it_does_not_capture() {
     let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
@@ -52,7 +55,16 @@ async fn a_live_pair_tells_positions_lag_and_what_it_does_not_capture() {
     let page = site.must(&["status"]).await;
     assert!(page.contains("READY") && page.lines().all(|line| line.chars().count() <= 80), "{page}");
     assert!(page.contains("public.brand_new"), "{page}");
+    // Both ways within seconds: a table that is new, and one that `init` has taken in.
+    let named = async |wanted: &[&str]| {
+        let status = site.status().await.unwrap_or_default();
+        status["sources"]["shop"]["tables_not_captured"] == serde_json::json!(wanted)
+    };
+    source.execute("CREATE TABLE newer (id int PRIMARY KEY)").await;
+    until("a newer table to be named", SOON, async || named(&["public.brand_new", "public.newer"]).await).await;
     source.execute("DROP TABLE brand_new").await;
+    site.must(&["init"]).await;
+    until("no table to be named", SOON, async || named(&[]).await).await;
     compare::equal(&source, &replica, WAIT).await;
     assert!(site.metric("millstream_replica_lag_seconds").await.is_some_and(|lag| lag < 30.0));
     assert_eq!(site.metric("millstream_ready").await, Some(1.0));

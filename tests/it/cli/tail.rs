@@ -2,8 +2,8 @@
 
 use bytes::BytesMut;
 use millstream::event::{
-    Body, Cell, Change, Column, Epoch, Fence, Genesis, History, Identity, Lsn, Nonce, Part, Position, Progress, Record,
-    RecordHeader, RecordKind, RecordNumber, Row, SchemaId, SlotStart, StreamId, TableName, TableSchema, TransactionBatch,
+    Body, Cell, Change, Column, Epoch, Fence, Genesis, History, Identity, Lsn, Nonce, Part, Position, Progress, QueueOffset,
+    Record, RecordHeader, RecordKind, RecordNumber, Row, SchemaId, SlotStart, StreamId, TableName, TableSchema, TransactionBatch,
     TransactionHeader, Xid, write_change, write_transaction,
 };
 use millstream::queue::embedded::EmbeddedQueue;
@@ -18,6 +18,10 @@ struct Author {
     epoch: u64,
     number: u64,
     tickets: u64,
+    /// Record number that records name as their base.
+    base: u64,
+    /// Where the last record lies.
+    last: QueueOffset,
 }
 
 impl Author {
@@ -25,7 +29,7 @@ impl Author {
         let queue = EmbeddedQueue::open(&site.folder().join("queue")).unwrap();
         queue.create("shop").await.unwrap();
         let writer = queue.writer("shop").await.unwrap();
-        let mut author = Self { writer, epoch: 0, number: 0, tickets: 0 };
+        let mut author = Self { writer, epoch: 0, number: 0, tickets: 0, base: 1, last: QueueOffset(0) };
         author.fence().await;
         let history =
             History { system_identifier: 1, timeline: 1, lineage: Vec::new(), database: "shop".into(), slot: "s".into() };
@@ -44,7 +48,7 @@ impl Author {
 
     async fn give(&mut self, body: Body) {
         self.number += 1;
-        self.append(self.number, 1, body).await;
+        self.append(self.number, self.base, body).await;
     }
 
     async fn append(&mut self, number: u64, base: u64, body: Body) {
@@ -62,7 +66,18 @@ impl Author {
         assert!(number > 0 || header.kind == RecordKind::Fence);
         self.writer.append(Record { header, body }.encode()).await.unwrap();
         self.tickets += 1;
-        while self.writer.durable_past(Ticket(self.tickets - 1)).await.unwrap().ticket < Ticket(self.tickets) {}
+        let durable = self.writer.durable_past(Ticket(self.tickets - 1)).await.unwrap();
+        assert_eq!(durable.ticket, Ticket(self.tickets));
+        self.last = durable.offset;
+    }
+
+    /// Everything that a reader needs to begin here; gives the place.
+    async fn new_base(&mut self) -> QueueOffset {
+        self.give(Body::Schema(schema(1, "orders"))).await;
+        let (offset, number) = (self.last, self.number);
+        self.give(Body::Schema(schema(2, "notes"))).await;
+        self.base = number;
+        offset
     }
 
     async fn transaction(&mut self, lsn: u64, changes: &[Change]) {
@@ -178,4 +193,26 @@ async fn what_cannot_be_read_is_said() {
     let outcome = site.run(&["log", "tail", "shop", "--from", "yesterday"]).await;
     assert_eq!(outcome.code, Some(2));
     assert!(outcome.stderr.contains("16/B374D848"), "{}", outcome.stderr);
+}
+
+/// A log that is kept small was called lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_was_trimmed_is_said_with_where_the_log_begins_and_not_called_a_loss() {
+    let site = Site::new(NOWHERE);
+    let mut author = Author::new(&site).await;
+    author.transaction(0x100, &[insert(1, "1")]).await;
+    author.transaction(0x200, &[insert(1, "2")]).await;
+    let base = author.new_base().await;
+    author.transaction(0x300, &[insert(1, "3")]).await;
+    assert_eq!(ids(&site, &["--from", "0/100"]).await, [2, 3]);
+    EmbeddedQueue::open(&site.folder().join("queue")).unwrap().trim("shop", base).await.unwrap();
+    let outcome = site.run(&["log", "tail", "shop", "--no-follow", "--from", "0/100"]).await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let says = &outcome.stderr;
+    assert!(says.contains("the log begins at about 0/300 now: what came before was trimmed"), "{says}");
+    assert!(!says.contains("queue_lost") && outcome.stdout.is_empty(), "{outcome:?}");
+    let command = says.trim_end().rsplit_once("millstream log tail ").expect("a command").1;
+    let words: Vec<&str> = ["log", "tail", "--no-follow"].into_iter().chain(command.split(' ')).collect();
+    assert!(site.must(&words).await.contains("\"id\":3"));
+    assert_eq!(ids(&site, &["--from", "0/300"]).await, [0_i64; 0]);
 }

@@ -67,7 +67,14 @@ async fn a_refused_adoption_says_what_stands_and_what_undoes_it() {
     assert_eq!(outcome.unwrap(), Outcome::Refused, "{lines:#?}");
     let name = pair.shop().name.clone();
     let undo = format!("millstream teardown --source {name}");
-    assert!(lines.iter().any(|l| matches!(l, Line::Note(text) if text.ends_with(&undo))), "{lines:#?}");
+    // What was made, what is refused, what stands and what to do, in this order.
+    let kinds: Vec<_> = lines.iter().map(std::mem::discriminant).collect();
+    let (done, refused, note) = (Line::Done(String::new()), Line::Refused(String::new()), Line::Note(String::new()));
+    let order = [&done, &done, &done, &refused, &note, &note, &note].map(std::mem::discriminant);
+    assert_eq!(kinds, order, "{lines:#?}");
+    assert!(matches!(&lines[2], Line::Done(text) if text.starts_with("created slot")), "{lines:#?}");
+    assert!(matches!(&lines[4], Line::Note(text) if text.contains("was not touched")), "{lines:#?}");
+    assert!(matches!(&lines[6], Line::Note(text) if text.ends_with(&undo)), "{lines:#?}");
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'millstream_{name}%'");
     assert_eq!(pair.source.value(&slots).await, "1");
     let options = TeardownOptions { source: Some(name), ..TeardownOptions::default() };

@@ -99,6 +99,21 @@ async fn a_table_without_a_replica_identity_is_refused_with_the_statement_that_m
 }
 
 #[tokio::test]
+async fn tables_with_rows_that_refer_to_each_other_are_emptied_by_the_statement_in_the_refusal() {
+    let pair = Pair::new().await;
+    let tables = "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a)";
+    pair.source.execute(tables).await;
+    pair.replica.execute(&format!("{tables}; INSERT INTO a VALUES (1); INSERT INTO b VALUES (1, 1)")).await;
+    let (outcome, lines) = pair.init_with(InitOptions::default()).await;
+    assert_eq!(outcome.unwrap(), Outcome::Refused);
+    let [Line::Refused(text)] = &*lines else { panic!("one refusal: {lines:#?}") };
+    assert!(text.contains("public.a, public.b: the replica's tables hold rows"), "{text}");
+    let (_, statement) = text.split_once("yourself (").unwrap();
+    pair.replica.execute(statement.split_once(';').unwrap().0).await;
+    pair.init().await;
+}
+
+#[tokio::test]
 async fn a_replica_table_with_rows_is_refused_and_an_empty_one_must_fit() {
     let pair = Pair::new().await;
     pair.source.execute("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY, v text)").await;

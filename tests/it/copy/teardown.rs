@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use millstream::error::{ErrorKind, Result};
 use millstream::preflight::init::{Line, Outcome};
 use millstream::preflight::teardown::{TeardownOptions, teardown};
 
@@ -8,9 +9,14 @@ use crate::support::compare;
 use crate::support::daemon::Site;
 use crate::support::postgres::{shared, shared_replica};
 
-async fn run(pair: &Pair) -> (Outcome, Vec<Line>) {
+async fn attempt(pair: &Pair) -> (Result<Outcome>, Vec<Line>) {
     let mut lines = Vec::new();
     let done = teardown(&pair.config, &pair.queue, &TeardownOptions::default(), &mut |line| lines.push(line)).await;
+    (done, lines)
+}
+
+async fn run(pair: &Pair) -> (Outcome, Vec<Line>) {
+    let (done, lines) = attempt(pair).await;
     (done.unwrap(), lines)
 }
 
@@ -43,8 +49,8 @@ async fn missing_parts_and_an_unreachable_replica_do_not_keep_the_slot_standing(
     pair.source.execute(&format!("DROP PUBLICATION millstream_{}", pair.shop().name)).await;
     let reachable = pair.config.replicas["reports"].connect.clone();
     pair.config.replicas.get_mut("reports").unwrap().connect.port = 1;
-    let (outcome, lines) = run(&pair).await;
-    assert_eq!(outcome, Outcome::Refused);
+    let (outcome, lines) = attempt(&pair).await;
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Connection);
     assert!(format!("{lines:?}").contains("DROP SCHEMA millstream CASCADE"), "{lines:?}");
     assert_eq!(pair.source.value(&slots(&pair)).await, "0");
     pair.config.replicas.get_mut("reports").unwrap().connect = reachable;
@@ -59,9 +65,10 @@ async fn an_unreachable_source_is_said_and_its_stream_is_kept() {
     pair.init().await;
     let port = pair.shop().connect.port;
     pair.config.sources.values_mut().next().unwrap().connect.port = 1;
-    let (outcome, lines) = run(&pair).await;
-    assert_eq!(outcome, Outcome::Refused);
-    assert!(format!("{lines:?}").contains("may remain there"), "{lines:?}");
+    let (outcome, lines) = attempt(&pair).await;
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Connection);
+    let said = format!("{lines:?}");
+    assert!(said.contains("may remain there") && said.contains("is kept, as the record of the slot"), "{said}");
     assert!(pair.queue.bounds(&pair.shop().name).await.unwrap().is_some(), "it is the record of the slot's name");
     pair.config.sources.values_mut().next().unwrap().connect.port = port;
     assert_eq!(run(&pair).await.0, Outcome::Changed);
@@ -83,4 +90,49 @@ async fn it_asks_and_it_ends_the_walsender_of_a_daemon_that_was_killed() {
     site.must(&["teardown", "--yes"]).await;
     let left = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}'", source.name);
     assert_eq!(source.value(&left).await, "0");
+}
+
+/// It said "Refused" with 1; what could not be told is 3, for scripts as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_cannot_be_reached_is_3_and_what_remains_is_said() {
+    let source = shared().await.new_database().await;
+    let replica = shared_replica().await.new_database().await;
+    source.execute("CREATE TABLE a (id int PRIMARY KEY)").await;
+    let site = Site::pair(&source, &replica);
+    site.must(&["init"]).await;
+    let sound = std::fs::read_to_string(site.configuration()).unwrap();
+    site.configure(&sound.replace(&source.url(), &source.url_at(1)));
+    let outcome = site.run(&["teardown", "--yes"]).await;
+    assert_eq!(outcome.code, Some(3), "{outcome:?}");
+    assert!(outcome.stdout.contains("may remain there") && outcome.stderr.contains("what remains is said above"), "{outcome:?}");
+    site.configure(&sound);
+    site.must(&["teardown", "--yes"]).await;
+    let left = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}'", source.name);
+    assert_eq!(source.value(&left).await, "0");
+}
+
+/// It took slot, publication and ledger away underneath the daemon, without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_running_daemon_nothing_is_taken_away() {
+    let source = shared().await.new_database().await;
+    let replica = shared_replica().await.new_database().await;
+    source.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1)").await;
+    let site = Site::pair(&source, &replica);
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    compare::equal(&source, &replica, Duration::from_secs(60)).await;
+    let whole = site.run(&["teardown", "--yes"]).await;
+    assert_eq!(whole.code, Some(1), "{whole:?}");
+    for part in [&*format!("is held by process {} on ", daemon.pid()), "systemctl stop millstream", "nothing was changed"] {
+        assert!(whole.stdout.contains(part), "'{part}' is not in {whole:?}");
+    }
+    let one = site.run(&["teardown", "--replica", "reports", "--yes"]).await;
+    assert_eq!(one.code, Some(1), "{one:?}");
+    assert!(one.stdout.contains("replica reports is being applied to by 'millstream apply reports'"), "{one:?}");
+    source.execute("INSERT INTO a VALUES (2)").await;
+    compare::equal(&source, &replica, Duration::from_secs(60)).await;
+    assert!(!daemon.log().contains("halted"), "{}", daemon.log());
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    site.must(&["teardown", "--replica", "reports", "--yes"]).await;
+    site.must(&["teardown", "--yes"]).await;
 }

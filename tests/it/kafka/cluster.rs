@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::queue::kafka::KafkaQueue;
+use millstream::preflight::check::Severity;
+use millstream::queue::kafka::{self as kafka_queue, KafkaQueue, KafkaSettings};
 use millstream::queue::{Queue, Ticket};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -23,8 +24,9 @@ async fn a_leader_that_dies_costs_nothing_and_an_unclean_election_is_loss() {
         .await;
     let settings = kafka.settings("cluster");
     let topic = format!("{}s", settings.topic_prefix);
-    let queue = KafkaQueue::open(settings).unwrap();
+    let queue = KafkaQueue::open(settings.clone()).unwrap();
     queue.create("s").await.unwrap();
+    in_sync_replicas_are_mended_as_printed(&kafka, &settings, &topic).await;
     let mut writer = queue.writer("s").await.unwrap();
     let mut reader = queue.reader("s", offset(0)).await.unwrap();
     append_all(&mut *writer, (0..50).map(|n| record(n, 2000))).await;
@@ -106,4 +108,26 @@ async fn leader_and_in_sync(kafka: &Kafka, topic: &str) -> Option<(usize, usize)
         Some((usize::try_from(partition.leader()).ok()?, partition.isr().len()))
     };
     tokio::task::spawn_blocking(ask).await.unwrap()
+}
+
+/// Three brokers are what `min.insync.replicas` can be judged by: too few, and so many that none may fail.
+async fn in_sync_replicas_are_mended_as_printed(kafka: &Kafka, settings: &KafkaSettings, topic: &str) {
+    let look = async || {
+        let found = kafka_queue::check(settings, &["s"]).await.into_list();
+        found.into_iter().find(|f| f.check == "min.insync.replicas" && f.object.as_deref() == Some(topic)).expect("a finding")
+    };
+    for (value, severity) in [("1", Severity::Error), ("3", Severity::Warning)] {
+        kafka.alter_topic(topic, &[("min.insync.replicas", value)]).await;
+        let found = eventually(&format!("min.insync.replicas={value}"), LONG, async || {
+            let found = look().await;
+            if found.severity == severity { Ok(found) } else { Err(found) }
+        })
+        .await;
+        super::check::carry_out(kafka, &found.remedy.expect("a remedy").steps[0]).await;
+        eventually("the finding to be gone", LONG, async || {
+            let found = look().await;
+            if found.severity == Severity::Ok { Ok(()) } else { Err(found) }
+        })
+        .await;
+    }
 }

@@ -219,3 +219,31 @@ async fn a_value_far_beyond_the_brokers_limit_travels_in_parts() {
     assert!(!daemon.log().contains("halted"), "{}", daemon.log_tail());
     daemon.terminate().await;
 }
+
+/// No folder has a lock here: the slot's reader and the applier's session tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_teardown_beside_a_running_daemon_is_refused_and_after_a_kill_it_is_not() {
+    let (source, replica) = tokio::join!(PgServer::start(), PgServer::start());
+    let kafka = kafka::shared().await;
+    let (from, to) = (source.new_database().await, replica.new_database().await);
+    from.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let site = Site::new(&configuration(kafka, &kafka.prefix("teardown"), &from, &to));
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    site.ready(CATCH_UP).await;
+    let refused = site.run(&["teardown", "--yes"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    for part in [
+        "source shop: slot millstream_shop_",
+        "is being read by 'millstream ",
+        "is being applied to by",
+        "systemctl stop millstream",
+    ] {
+        assert!(refused.stdout.contains(part), "'{part}' is not in {refused:?}");
+    }
+    assert_eq!(from.value("SELECT count(*) FROM pg_replication_slots").await, "1");
+    assert!(!daemon.log().contains("halted"), "{}", daemon.log());
+    daemon.kill();
+    site.must(&["teardown", "--yes"]).await;
+    assert_eq!(from.value("SELECT count(*) FROM pg_replication_slots").await, "0");
+}
