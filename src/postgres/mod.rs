@@ -34,5 +34,5 @@ pub use copy::{CopyBoth, CopyIn, CopyOut};
 pub use error::{ServerError, from_sqlx};
 pub use query::{STATEMENT_WAIT, SimpleRow};
 pub use quote::{quote_ident, quote_ident_list, quote_literal, quote_option, quote_table};
-pub use refusal::Refusal;
+pub use refusal::{OLDEST_MAJOR, Refusal};
 pub use sqlstate::{Side, kind_of_sqlstate};

@@ -24,7 +24,7 @@ pub use queue::check_embedded;
 pub use render::table;
 pub use replica::{SourceSide, check as check_replica};
 pub use room::Room;
-pub use server::{SUPPORTED_MAJORS, ServerFacts, TESTED_MAJORS};
+pub use server::{ServerFacts, TESTED_MAJORS};
 pub use source::{check as check_source, check_with as check_source_with};
 pub use spill::check_spill;
 
