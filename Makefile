@@ -1,7 +1,7 @@
 # Millstream: the commands that people use. Each says what it does; `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix soak fuzz bench bench-quick lint install deps
+.PHONY: help demo test matrix test-systemd soak fuzz bench bench-quick lint install deps
 
 QUEUE ?= embedded
 SOAK_SECONDS ?= 600
@@ -28,6 +28,10 @@ matrix: ## the integration tests against PostgreSQL 14, 15, 16, 17 and 18 (VERSI
 	@REPLICA_MAJOR=18 tests/tools/test-on-postgres 14 scenarios:: copy:: apply::
 	@REPLICA_MAJOR=14 tests/tools/test-on-postgres 18 scenarios:: copy:: apply::
 
+test-systemd: ## the installed unit under a systemd of its own (root): start, credentials, kill, watchdog, stop
+	@tests/tools/install-deps
+	@tests/tools/test-under-systemd
+
 # Storms first, then kills at every named place. QUEUE reaches the tests only when it was asked for: every third storm goes over Kafka otherwise.
 soak: ## random kills for SOAK_SECONDS=600 (SOAK_SEED replays a run, QUEUE=kafka or embedded keeps to one queue)
 	@tests/tools/install-deps kafka
@@ -52,10 +56,10 @@ lint: ## format and lints only
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
 
-install: ## binary, systemd unit, user, folders and sample configuration on this machine (DESTDIR for packages)
-	@tests/tools/install-deps
+install: ## binary, systemd unit, user, folders and sample configuration on this machine (DESTDIR for packages); asks sudo itself
+	@tests/tools/install-deps only-build
 	@cargo build --locked --release --bin millstream
 	@deploy/install
 
 deps: ## installs what building and testing needs
-	@tests/tools/install-deps kafka prometheus systemd
+	@tests/tools/install-deps kafka prometheus systemd lint

@@ -50,6 +50,12 @@ pub fn new_slot_name(source: &str) -> String {
     format!("millstream_{}_{:08x}", name_part(source), rand::random::<u32>())
 }
 
+/// What the names of a source's slots look like, as a regular expression.
+#[must_use]
+pub fn slot_name_pattern(source: &str) -> String {
+    format!("^millstream_{}_[0-9a-f]{{8}}$", name_part(source))
+}
+
 /// Says how far a stream has been begun, without claiming it.
 ///
 /// # Errors

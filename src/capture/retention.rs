@@ -10,15 +10,20 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::begin::slot_name_pattern;
 use super::postgres::catalog::one;
+use super::recover;
 use super::status::CaptureStatus;
-use crate::config::PgConnect;
+use crate::config::SourceConfig;
 use crate::error::Result;
 use crate::event::Position;
 use crate::postgres::{Mode, PgClient, Side, SimpleRow, quote_literal};
+use crate::queue::Queue;
 
 /// Pause between two looks.
 const EVERY: Duration = Duration::from_secs(3);
+/// A queue that has not given the slot's name by then is not waited for.
+const QUEUE_WAIT: Duration = Duration::from_secs(5);
 /// Weight of the newest rate among those before.
 const NEWEST: f64 = 0.2;
 
@@ -41,21 +46,21 @@ pub struct Retention {
 
 /// Looks until it is dropped.
 pub async fn run(
-    to: PgConnect,
+    source: SourceConfig,
+    queue: Arc<dyn Queue>,
     application_name: String,
-    slot: String,
-    budget_bytes: u64,
     status: Arc<watch::Sender<CaptureStatus>>,
 ) -> Result<()> {
-    let mut client = None;
+    let budget_bytes = source.retain_max_bytes;
+    let mut watcher = Watcher { source, queue, application_name, client: None, in_queue: None };
     let mut rate = Rate::default();
     loop {
-        match look(&mut client, &to, &application_name, &slot).await {
-            Ok(Some(mut seen)) => {
+        match watcher.look().await {
+            Ok(Some((slot, mut seen))) => {
                 seen.budget_bytes = budget_bytes;
                 seen.exceeded = seen.retained_bytes > budget_bytes;
                 seen.budget_seconds = rate.seconds_until(budget_bytes, seen.retained_bytes);
-                let before = replace(&status, seen);
+                let before = replace(&status, Some(&slot), seen);
                 if seen.exceeded && !before.exceeded {
                     tracing::error!(
                         slot,
@@ -67,33 +72,77 @@ pub async fn run(
                     tracing::info!(slot, retained_bytes = seen.retained_bytes, "the slot is within retain_max_bytes again");
                 }
             }
-            Ok(None) => drop(replace(&status, Retention { budget_bytes, ..Retention::default() })),
+            Ok(None) => drop(replace(&status, None, Retention { budget_bytes, ..Retention::default() })),
             // The stream's own connection says it louder.
             Err(error) => {
                 tracing::debug!(%error, "retained log not known");
-                client = None;
+                watcher.client = None;
             }
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-fn replace(status: &watch::Sender<CaptureStatus>, seen: Retention) -> Retention {
+fn replace(status: &watch::Sender<CaptureStatus>, slot: Option<&str>, seen: Retention) -> Retention {
     let mut before = Retention::default();
-    status.send_modify(|status| before = std::mem::replace(&mut status.retention, seen));
+    status.send_modify(|status| {
+        before = std::mem::replace(&mut status.retention, seen);
+        if let Some(slot) = slot {
+            status.slot = Some(slot.to_owned());
+        }
+    });
     before
 }
 
-async fn look(client: &mut Option<PgClient>, to: &PgConnect, name: &str, slot: &str) -> Result<Option<Retention>> {
-    let client = match client {
-        Some(client) => client,
-        empty => {
-            let settings = [("application_name", name)];
-            empty.insert(PgClient::connect_with(to, Mode::Sql, Side::Source, &settings).await?)
+/// Looks at the slot over a connection of its own.
+struct Watcher {
+    source: SourceConfig,
+    queue: Arc<dyn Queue>,
+    application_name: String,
+    client: Option<PgClient>,
+    /// The slot's name, once the log gave it.
+    in_queue: Option<String>,
+}
+
+impl Watcher {
+    /// The slot and what it retains; `None` when there is none.
+    async fn look(&mut self) -> Result<Option<(String, Retention)>> {
+        if self.in_queue.is_none() {
+            let identity = recover::identity(&self.queue, &self.source.name);
+            let answer = tokio::time::timeout(QUEUE_WAIT, identity).await;
+            self.in_queue = answer.ok().and_then(Result::ok).map(|history| history.slot);
         }
-    };
-    let rows = client.simple_query(&sql(slot)).await?;
-    if rows.is_empty() { Ok(None) } else { one(rows)?.try_into().map(Some) }
+        let slot = match &self.in_queue {
+            Some(slot) => slot.clone(),
+            None => match self.only_slot().await? {
+                Some(slot) => slot,
+                None => return Ok(None),
+            },
+        };
+        let rows = self.client().await?.simple_query(&sql(&slot)).await?;
+        if rows.is_empty() { Ok(None) } else { Ok(Some((slot, one(rows)?.try_into()?))) }
+    }
+
+    /// The one slot that the source has for us: queues are down, damaged or lost for long at times, and the slot retains all the while.
+    async fn only_slot(&mut self) -> Result<Option<String>> {
+        let sql = format!(
+            "SELECT slot_name FROM pg_catalog.pg_replication_slots \
+             WHERE slot_name ~ {} AND database = pg_catalog.current_database()",
+            quote_literal(&slot_name_pattern(&self.source.name))
+        );
+        let rows = self.client().await?.simple_query(&sql).await?;
+        if rows.len() == 1 { one(rows)?.text("slot_name").map(|slot| Some(slot.to_owned())) } else { Ok(None) }
+    }
+
+    async fn client(&mut self) -> Result<&mut PgClient> {
+        match &mut self.client {
+            Some(client) => Ok(client),
+            empty => {
+                let settings = [("application_name", self.application_name.as_str())];
+                Ok(empty.insert(PgClient::connect_with(&self.source.connect, Mode::Sql, Side::Source, &settings).await?))
+            }
+        }
+    }
 }
 
 fn sql(slot: &str) -> String {

@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::connect::Site;
 use super::postgres::slot;
+use super::retention;
 use super::silent::Silence;
 use super::status::{CaptureState, CaptureStatus};
 use super::worker::Owned;
-use super::{recover, retention};
 use crate::config::{OnRetainLimit, SourceConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::halt::{Disposition, HaltCode, RETRY_HALTED_SECONDS, disposition};
@@ -80,7 +80,7 @@ impl Supervisor {
     /// One connection, from its beginning to its end.
     async fn attempt(&mut self, cancel: &CancellationToken) -> Error {
         super::set_state(&self.site.status, CaptureState::Waiting);
-        self.watch_retention().await;
+        self.watch_retention();
         let opened = tokio::select! {
             () = cancel.cancelled() => return Error::new(ErrorKind::Cancelled, "capture was asked to end"),
             opened = self.site.open() => opened,
@@ -143,20 +143,11 @@ impl Supervisor {
         Some(pause)
     }
 
-    /// Starts to look at what the slot retains as soon as the slot's name is known; goes on whatever becomes of the stream (I7).
-    async fn watch_retention(&mut self) {
-        if self.retention.as_ref().is_some_and(|task| !task.0.is_finished()) {
-            return;
-        }
-        let site = &self.site;
-        if let Ok(history) = recover::identity(&site.queue, &site.source.name).await {
-            let look = retention::run(
-                site.source.connect.clone(),
-                site.application_name.clone(),
-                history.slot,
-                site.source.retain_max_bytes,
-                Arc::clone(&site.status),
-            );
+    /// Looks at what the slot retains, whatever becomes of stream and queue (I7).
+    fn watch_retention(&mut self) {
+        if self.retention.as_ref().is_none_or(|task| task.0.is_finished()) {
+            let Site { source, queue, application_name, status, .. } = &self.site;
+            let look = retention::run(source.clone(), Arc::clone(queue), application_name.clone(), Arc::clone(status));
             self.retention = Some(Owned(tokio::spawn(look)));
         }
     }
@@ -196,8 +187,8 @@ impl Supervisor {
     }
 
     async fn try_to_drop_slot(&self) -> Result<String> {
-        // Its name is in the log, also while no connection has come far enough to tell it.
-        let slot = recover::identity(&self.site.queue, &self.site.source.name).await?.slot;
+        let known = self.site.status.borrow().slot.clone();
+        let slot = known.ok_or_else(|| Error::new(ErrorKind::Unexpected, "a slot over its budget that nobody named"))?;
         let settings = [("application_name", self.site.application_name.as_str())];
         let mut client = PgClient::connect_with(&self.site.source.connect, Mode::Sql, Side::Source, &settings).await?;
         slot::drop(&mut client, &slot).await?;

@@ -106,7 +106,8 @@ async fn ask(http: &HttpConfig) -> Result<(String, Status)> {
     let status: Status = serde_json::from_str(&body).map_err(|error| unreachable(&format!("not a status: {error}")))?;
     if status.version > crate::control::model::VERSION {
         let message = format!("the daemon speaks status version {}; this program is older", status.version);
-        return Err(Error::new(ErrorKind::TooNew, message));
+        // Not TooNew: it may be well or not, and this program cannot tell.
+        return Err(Error::new(ErrorKind::Connection, message));
     }
     Ok((body, status))
 }

@@ -281,6 +281,23 @@ async fn long_transactions(findings: &mut Findings, limit: Duration, connection:
     .bind(limit.as_secs_f64())
     .fetch_all(&mut *connection)
     .await?;
+    let hidden: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start IS NULL AND pid <> pg_backend_pid()",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let sees_all: bool =
+        sqlx::query_scalar("SELECT pg_has_role('pg_read_all_stats', 'USAGE')").fetch_one(&mut *connection).await?;
+    if !sees_all {
+        let role: String = sqlx::query_scalar("SELECT current_user::text").fetch_one(&mut *connection).await?;
+        let what = match hidden {
+            0 => format!("role {role} may not see other roles' transactions"),
+            n => format!("{n} transactions of other roles are in progress, and role {role} may not see their age and statement"),
+        };
+        let why = "making the slot and the first copy wait for every transaction in progress, and nobody could be named";
+        let grant = format!("GRANT pg_read_all_stats TO {}", quote(&role));
+        findings.warn("sees_transactions", what, why, Some(Remedy::sql(Side::Source, grant)));
+    }
     for row in &rows {
         let (pid, age, user, query): (i32, i64, String, String) = (row.get(0), row.get(1), row.get(2), row.get(3));
         let remedy = Remedy::sql(Side::Source, format!("SELECT pg_terminate_backend({pid})"));
@@ -292,7 +309,7 @@ async fn long_transactions(findings: &mut Findings, limit: Duration, connection:
         );
     }
     let prepared: Vec<(String, i64)> =
-        sqlx::query_as("SELECT gid::text, extract(epoch FROM clock_timestamp() - prepared)::int8 FROM pg_prepared_xacts WHERE database = current_database() AND prepared < clock_timestamp() - make_interval(secs => $1)")
+        sqlx::query_as("SELECT gid::text, extract(epoch FROM clock_timestamp() - prepared)::int8 FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - make_interval(secs => $1)")
             .bind(limit.as_secs_f64())
             .fetch_all(connection)
             .await?;

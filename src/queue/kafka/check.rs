@@ -79,6 +79,8 @@ fn few_replicas_to_come(settings: &KafkaSettings, brokers: usize, findings: &mut
     findings.warn("replication_factor", what, why, Some(remedy));
 }
 
+type Verdict = fn(&mut Findings, &'static str, String, String, Option<Remedy>);
+
 /// A topic that is looked at.
 struct Subject<'a> {
     settings: &'a KafkaSettings,
@@ -143,16 +145,24 @@ impl Subject<'_> {
             self.record_size(values, findings);
         }
         let why = "a broker that was behind may become leader, and what others acknowledged is lost";
-        self.must_be(values, "unclean.leader.election.enable", "false", why, findings);
+        self.should_be(values, "unclean.leader.election.enable", "false", why, findings);
         self.replicas(values.number("min.insync.replicas").unwrap_or(1), found, findings);
     }
 
     fn must_be(&self, values: &Values, name: &'static str, wanted: &str, why: &str, findings: &mut Findings) {
+        self.compare(values, name, wanted, why, findings, Findings::error);
+    }
+
+    fn should_be(&self, values: &Values, name: &'static str, wanted: &str, why: &str, findings: &mut Findings) {
+        self.compare(values, name, wanted, why, findings, Findings::warn);
+    }
+
+    fn compare(&self, values: &Values, name: &'static str, wanted: &str, why: &str, findings: &mut Findings, otherwise: Verdict) {
         let Some(value) = values.get(name) else { return };
         if value == wanted {
             findings.ok(name, format!("{name}={value}"));
         } else {
-            findings.error(name, format!("{name}={value}"), why, Some(self.alter(name, wanted)));
+            otherwise(findings, name, format!("{name}={value}"), why.to_owned(), Some(self.alter(name, wanted)));
         }
         findings.about(self.topic);
     }
@@ -187,7 +197,7 @@ impl Subject<'_> {
             findings.warn("replication_factor", what, why, Some(Remedy::at(Place::Person, remedy)));
         } else if min_in_sync < 2 {
             let why = "a record counts as durable when one broker has it";
-            findings.error("min.insync.replicas", what, why, Some(self.alter("min.insync.replicas", "2")));
+            findings.warn("min.insync.replicas", what, why, Some(self.alter("min.insync.replicas", "2")));
         } else if min_in_sync == replicas {
             let wanted = (replicas - 1).to_string();
             let why = "one broker that is down stops capture";

@@ -338,6 +338,23 @@ async fn past_its_budget_the_slot_is_dropped_when_asked_for() {
     capture.stop().await;
 }
 
+/// I7: a queue that cannot be read says neither the slot's name nor when it will come back, and the source fills all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_its_budget_the_slot_is_dropped_also_when_the_queue_is_lost() {
+    let server = PgServer::start().await;
+    let mut rig = Rig::new(&server, TABLE).await;
+    captured(&rig).await;
+    rig.db.execute("INSERT INTO unpublished SELECT i, repeat('x', 500) FROM generate_series(1, 8000) i").await;
+    rig.source.retain_max_bytes = 1 << 20;
+    rig.source.on_retain_limit = OnRetainLimit::DropSlot;
+    let lost: Arc<dyn Queue> = EmbeddedQueue::open(&rig.folder.path().join("lost")).unwrap();
+    let capture = rig.start_with(rig.source.clone(), lost);
+    capture.halts().await;
+    let slots = "SELECT count(*)::text FROM pg_replication_slots";
+    until("the slot to go", LONG, async || rig.db.value(slots).await == "0").await;
+    capture.stop().await;
+}
+
 /// The source's own answers to a restart of everything.
 #[tokio::test(flavor = "multi_thread")]
 async fn crashes_of_the_source_lose_and_double_nothing() {

@@ -31,7 +31,9 @@ fn read(path: &str) -> String {
 fn names() -> BTreeSet<String> {
     let source = read("src/preflight/check") + &read("src/queue/kafka/check.rs");
     let mut names = BTreeSet::new();
-    for call in ["findings.warn(", "findings.error(", "findings.unknown(", "cannot_look(", "must_be(values, "] {
+    for call in
+        ["findings.warn(", "findings.error(", "findings.unknown(", "cannot_look(", "must_be(values, ", "should_be(values, "]
+    {
         for rest in source.split(call).skip(1) {
             // The first literal of the call, where it comes at once or behind the settings' own arguments.
             let rest = rest.trim_start().trim_start_matches("settings, &mut findings, ");

@@ -7,7 +7,6 @@ use millstream::preflight::init::{InitOptions, Outcome};
 use super::{carry_out, gone, plain_role, problem};
 use crate::copy::Pair;
 use crate::support::postgres::PgDatabase;
-use crate::support::template::major_version;
 
 async fn findings(source: &SourceConfig, replica: &ReplicaConfig) -> Vec<Finding> {
     let (found, facts) = check_source(source).await;
@@ -42,7 +41,8 @@ async fn a_role_that_passes_check_passes_init() {
     let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
 
     // Until PostgreSQL 14 everybody may make tables in `public`.
-    let schemas = if major_version() >= 15 { 3 } else { 2 };
+    let newer = pair.replica.value("SELECT (current_setting('server_version_num')::int >= 150000)::text").await == "true";
+    let schemas = if newer { 3 } else { 2 };
     mend_all(&look().await, "schema_right", schemas, &pair.replica).await;
     gone(&look().await, "schema_right");
     mend_all(&look().await, "table_owner", 1, &pair.replica).await;

@@ -239,6 +239,22 @@ async fn connections_that_are_all_taken() {
     gone(&findings(&source).await, "connect");
 }
 
+/// PostgreSQL hides age and statement of other roles' transactions: `check` said that there was none.
+#[tokio::test]
+async fn a_role_that_cannot_see_whom_it_would_wait_for() {
+    let db = postgres::shared().await.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let source = source_config(plain_role(&db, &format!("blind_{:08x}", rand::random::<u32>())).await);
+    let mut busy = db.connection().await;
+    busy.execute("BEGIN; INSERT INTO t VALUES (1)").await.unwrap();
+    let look = async || check_source_with(&source, std::time::Duration::ZERO).await.0.into_list();
+    let found = problem(&look().await, "sees_transactions");
+    assert!(found.what.contains("transactions of other roles are in progress"), "{found:?}");
+    carry_out(&found.remedy.expect("a remedy"), &db).await;
+    gone(&look().await, "sees_transactions");
+    assert!(problem(&look().await, "long_transaction").what.contains("INSERT INTO t"));
+}
+
 #[tokio::test]
 async fn a_standby_that_would_not_have_the_slot_or_the_changes() {
     let server = server(&[]).await;
