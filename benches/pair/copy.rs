@@ -22,7 +22,7 @@ pub async fn run(wish: &Wish, report: &mut Report) {
         from.execute(statement).await;
     }
     let name = format!("copy of {} rows", wish.copy_rows);
-    let mut rows = ["pg_dump | pg_restore", "Millstream"].map(|who| Row::new(&name, who, "rows/s"));
+    let mut rows = ["pg_dump into pg_restore", "Millstream"].map(|who| Row::new(&name, who, "rows/s"));
     let sum = "SELECT count(*)::text || ' ' || sum(hashtextextended(t::text, 0))::text FROM item t";
     let expected = from.value(sum).await;
     for round in 0..wish.rounds.min(3) {
@@ -61,7 +61,7 @@ pub async fn run(wish: &Wish, report: &mut Report) {
             assert_eq!(into.value(sum).await, expected, "the copy differs: the round is void");
             eprintln!(
                 "  copy, round {round}: {} {:.1} s",
-                if ours { "Millstream" } else { "pg_dump | pg_restore" },
+                if ours { "Millstream" } else { "pg_dump into pg_restore" },
                 begin.elapsed().as_secs_f64()
             );
         }

@@ -124,7 +124,7 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
     if let Some(why) = &source.heartbeat_error {
         page.text("heartbeat", why);
     }
-    trouble(page, source.halt.as_ref(), source.error.as_deref());
+    trouble(page, source.halt.as_ref(), source.error.as_deref(), source.remedy.as_deref());
 }
 
 fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
@@ -148,18 +148,20 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     if let Some(copy) = &replica.copy {
         page.text("first copy", &copying(copy));
     }
-    trouble(page, replica.halt.as_ref(), replica.error.as_deref());
+    trouble(page, replica.halt.as_ref(), replica.error.as_deref(), replica.remedy.as_deref());
 }
 
-fn trouble(page: &mut Page, halt: Option<&Halt>, error: Option<&str>) {
+fn trouble(page: &mut Page, halt: Option<&Halt>, error: Option<&str>, remedy: Option<&str>) {
     if let Some(halt) = halt {
         page.text("HALTED", &halt.code);
     }
     if let Some(error) = error {
         page.text(if halt.is_some() { "why" } else { "last error" }, error);
     }
+    if let Some(remedy) = halt.map(|halt| halt.remedy.as_str()).or(remedy) {
+        page.text("what to do", remedy);
+    }
     if let Some(halt) = halt {
-        page.text("what to do", &halt.remedy);
         let after = if halt.mendable { "tried again every 10 s" } else { "stays until a new copy" };
         page.text("", &format!("            ({after}; millstream explain {})", halt.code));
     }

@@ -101,6 +101,7 @@ impl Control {
             copy: view.copy.as_ref().and_then(|copy| copying(&copy.borrow())),
             halt: apply.halt.map(halt),
             error: apply.error.clone(),
+            remedy: remedy(apply.halt, apply.error.as_ref()),
         }
     }
 }
@@ -143,6 +144,7 @@ fn captured(source: &mut Source, capture: &CaptureStatus) {
     source.heartbeat_error.clone_from(&capture.heartbeat_error);
     source.halt = capture.halt.map(halt);
     source.error.clone_from(&capture.error);
+    source.remedy = remedy(capture.halt, capture.error.as_ref());
 }
 
 /// A consumer that stands at the stream's last position has nothing before it; its last record's own size does not count.
@@ -207,6 +209,12 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
 
 fn halt(code: HaltCode) -> Halt {
     Halt { code: code.as_str().to_owned(), mendable: code.mendable(), remedy: code.explain().remedy.to_owned() }
+}
+
+/// A halt's own; what is retried mends itself, or is for `check` to explain.
+fn remedy(halt: Option<HaltCode>, error: Option<&String>) -> Option<String> {
+    let retried = "It is tried again by itself. If it lasts, `millstream check` says what is wrong.";
+    halt.map(|code| code.explain().remedy).or(error.map(|_| retried)).map(str::to_owned)
 }
 
 /// An enum's name as the document writes it.

@@ -106,6 +106,8 @@ pub struct Source {
     pub halt: Option<Halt>,
     /// Last failure in words; kept until work goes on.
     pub error: Option<String>,
+    /// What to do about it.
+    pub remedy: Option<String>,
 }
 
 /// A sequence of a captured table.
@@ -246,6 +248,8 @@ pub struct Replica {
     pub halt: Option<Halt>,
     /// Last failure in words; kept until work goes on.
     pub error: Option<String>,
+    /// What to do about it.
+    pub remedy: Option<String>,
 }
 
 /// Progress of a first copy.

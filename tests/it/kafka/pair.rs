@@ -106,6 +106,51 @@ async fn capture_and_apply_work_in_two_daemons_and_a_second_capture_is_fenced() 
     drop((first, second, applier));
 }
 
+/// I6 on Kafka too: what the slowest consumer has not read stops capture, and what it has read goes, with DeleteRecords.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_stops_capture_and_goes_on_as_the_replica_reads() {
+    let (source, replica) = tokio::join!(PgServer::start(), PgServer::start());
+    let kafka = kafka::shared().await;
+    let (from, to) = (source.new_database().await, replica.new_database().await);
+    from.execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    let prefix = kafka.prefix("full");
+    let text = configuration(kafka, &prefix, &from, &to).replace("max_bytes = \"1GiB\"", "max_bytes = \"1MiB\"");
+    let (capture, apply) = (Site::new(&text), Site::new(&text));
+    capture.must(&["init"]).await;
+    let start = |site: &Site, role: &str| Process::spawn(site.command(&["run", "--roles", role])).expect("a daemon");
+    let capturing = start(&capture, "capture");
+    for part in 0..40 {
+        // About 160 kB a transaction that does not compress.
+        let rows = format!(
+            "INSERT INTO t SELECT n, md5(random()::text) || md5(random()::text) FROM generate_series({part} * 2000 + 1, {part} * 2000 + 2000) n"
+        );
+        from.execute(&rows).await;
+    }
+    let full = async || capture.status().await.is_some_and(|status| status["sources"]["shop"]["state"] == "queue_full");
+    until("a full queue", CATCH_UP, full).await;
+    let first_kept = async || {
+        let log = format!("{prefix}shop");
+        let offsets = kafka.tool("org.apache.kafka.tools.GetOffsetShell", &["--topic", &log, "--time", "earliest"]).await;
+        offsets.trim().rsplit(':').next().and_then(|offset| offset.parse::<u64>().ok()).unwrap_or_else(|| panic!("{offsets}"))
+    };
+    let before = first_kept().await;
+    let applying = start(&apply, "apply");
+    compare::equal(&from, &to, CATCH_UP).await;
+    let streaming = async || capture.status().await.is_some_and(|status| status["sources"]["shop"]["state"] == "streaming");
+    until("capture to stream again", CATCH_UP, streaming).await;
+    assert_eq!(to.value("SELECT count(*) FROM t").await, "80000");
+    // Deleted is what lies before the place from which every schema in force can be read, and that moves on every few megabytes.
+    for part in 0..160 {
+        let first = part % 40 * 2000 + 1;
+        let rows =
+            format!("UPDATE t SET v = md5(random()::text) || md5(random()::text) WHERE id BETWEEN {first} AND {first} + 1999");
+        from.execute(&rows).await;
+    }
+    compare::equal(&from, &to, CATCH_UP).await;
+    until("what was read to be deleted", CATCH_UP, async || first_kept().await > before).await;
+    drop((capturing, applying));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_was_deleted_halts_and_is_never_made_anew() {
     let (source, replica) = tokio::join!(PgServer::start(), PgServer::start());
