@@ -34,7 +34,9 @@ COMMENT ON TABLE millstream.schema_change IS 'Always empty: each row is inserted
 COMMENT ON COLUMN millstream.schema_change.kind IS 'table: before and after differ. dropped. rewritten: rows changed that the log does not have. type: an enum''s labels. unknown: a barrier.';
 
 -- The facts of one table.
-CREATE FUNCTION millstream.facts(relation oid) RETURNS jsonb LANGUAGE sql STABLE SET search_path = '' AS $$
+-- Settings as the log's own values are written: a constant in a default must read the same on the replica.
+CREATE FUNCTION millstream.facts(relation oid) RETURNS jsonb LANGUAGE sql STABLE SET search_path = ''
+    SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET timezone = 'UTC' SET extra_float_digits = '3' SET bytea_output = 'hex' AS $$
     SELECT pg_catalog.jsonb_build_object(
         'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind, 'persistence', c.relpersistence,
         'identity', c.relreplident, 'leaf', c.relispartition,
@@ -51,14 +53,18 @@ CREATE FUNCTION millstream.facts(relation oid) RETURNS jsonb LANGUAGE sql STABLE
                 'identity', a.attidentity, 'generated', a.attgenerated,
                 'default', (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid) FROM pg_catalog.pg_attrdef d
                             WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum),
-                -- What rows older than the column show: a constant, whatever the default says today.
-                'missing', CASE WHEN a.atthasmissing THEN a.attmissingval::text END
+                -- What rows older than the column show: a constant, whatever the default says today. An array of one; its
+                -- element's text, so that an array type is no array of arrays.
+                'missing', CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END
             ) ORDER BY a.attnum), '[]'::jsonb)
             FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
         'key', (SELECT pg_catalog.jsonb_build_object('name', k.conname, 'columns', (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY o.ordinality)
                     FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY o (num, ordinality)
                     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = o.num), 'deferrable', k.condeferrable)
                 FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p'),
+        'parent', (SELECT pg_catalog.jsonb_build_object('schema', pn.nspname, 'name', p.relname, 'bound', pg_catalog.pg_get_expr(c.relpartbound, c.oid))
+                FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class p ON p.oid = h.inhparent
+                JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace WHERE h.inhrelid = c.oid AND c.relispartition),
         'published', (SELECT coalesce(pg_catalog.jsonb_agg(p.pubname ORDER BY p.pubname), '[]'::jsonb) FROM pg_catalog.pg_publication_rel r
                       JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid JOIN millstream.captured m ON m.publication = p.pubname
                       WHERE r.prrelid = c.oid))
@@ -209,7 +215,9 @@ DECLARE
     rewritten oid := pg_catalog.pg_event_trigger_table_rewrite_oid();
 BEGIN
     BEGIN
-        IF EXISTS (SELECT FROM millstream.known_table k WHERE k.relation = rewritten) THEN
+        -- 2: a default, 4: a column's type. Another persistence (1) or access method (8) leaves every value as it is.
+        IF pg_catalog.pg_event_trigger_table_rewrite_reason() & 6 <> 0
+            AND EXISTS (SELECT FROM millstream.known_table k WHERE k.relation = rewritten) THEN
             PERFORM millstream.say('rewritten', rewritten, tg_tag, NULL, millstream.facts(rewritten),
                 'reason ' || pg_catalog.pg_event_trigger_table_rewrite_reason());
         END IF;
