@@ -10,10 +10,9 @@
 
 CREATE TABLE millstream.captured (
     publication  name PRIMARY KEY,
-    include      text[] NOT NULL,
-    exclude      text[] NOT NULL DEFAULT '{}'
+    patterns     text[] NOT NULL
 );
-COMMENT ON TABLE millstream.captured IS 'Which tables each publication is for, as regular expressions over schema.table: tables of the configuration, translated by init.';
+COMMENT ON TABLE millstream.captured IS 'Which tables each publication is for, as regular expressions over schema, U+001F, table: tables of the configuration, translated by init. One behind a ! excludes; the last that matches decides.';
 
 CREATE TABLE millstream.known_table (
     relation     oid PRIMARY KEY,
@@ -99,22 +98,27 @@ DECLARE
     new jsonb := millstream.facts(relation);
     wanted name;
     full_name text;
+    has_rows boolean := false;
 BEGIN
     IF new IS NULL OR new ->> 'schema' = 'millstream' THEN
         RETURN;
     END IF;
     SELECT facts INTO old FROM millstream.known_table k WHERE k.relation = look.relation;
     IF old IS NULL THEN
-        full_name := (new ->> 'schema') || '.' || (new ->> 'name');
+        full_name := (new ->> 'schema') || pg_catalog.chr(31) || (new ->> 'name');
+        IF filled THEN
+            -- Its rows are not in the log, so it stays out, and `status` names it until `init` copies it.
+            EXECUTE pg_catalog.format('SELECT EXISTS (SELECT FROM ONLY %s)', relation::pg_catalog.regclass) INTO has_rows;
+        END IF;
         FOR wanted IN
             SELECT publication FROM millstream.captured m
-            WHERE EXISTS (SELECT FROM pg_catalog.unnest(m.include) pattern WHERE full_name ~ pattern)
-              AND NOT EXISTS (SELECT FROM pg_catalog.unnest(m.exclude) pattern WHERE full_name ~ pattern)
+            WHERE (SELECT o.pattern NOT LIKE '!%' FROM pg_catalog.unnest(m.patterns) WITH ORDINALITY o (pattern, n)
+                   WHERE full_name ~ pg_catalog.ltrim(o.pattern, '!') ORDER BY o.n DESC LIMIT 1)
               AND EXISTS (SELECT FROM pg_catalog.pg_publication p WHERE p.pubname = m.publication AND NOT p.puballtables)
               AND NOT (new -> 'published') ? m.publication::text
         LOOP
             -- One without a usable identity stays out: `status` names it with the statement that mends it.
-            IF millstream.has_identity(relation) THEN
+            IF millstream.has_identity(relation) AND NOT has_rows THEN
                 EXECUTE pg_catalog.format('ALTER PUBLICATION %I ADD TABLE ONLY %s', wanted, relation::pg_catalog.regclass);
             END IF;
         END LOOP;
@@ -126,7 +130,7 @@ BEGIN
     IF (new -> 'published') = '[]'::jsonb OR new = old THEN
         RETURN;
     END IF;
-    PERFORM millstream.say(CASE WHEN filled AND old IS NULL THEN 'filled' ELSE 'table' END, relation, tag, old, new, NULL);
+    PERFORM millstream.say('table', relation, tag, old, new, NULL);
     INSERT INTO millstream.known_table (relation, facts) VALUES (look.relation, new)
         ON CONFLICT ON CONSTRAINT known_table_pkey DO UPDATE SET facts = excluded.facts;
 END $$;

@@ -15,7 +15,7 @@ async fn lane(ddl: &str) -> Lane<'static> {
     lane.source
         .execute(&format!(
             "ALTER PUBLICATION \"{publication}\" ADD TABLE ONLY millstream.schema_change; \
-             INSERT INTO millstream.captured VALUES ('{publication}', '{{^public\\.}}'); \
+             INSERT INTO millstream.captured VALUES ('{publication}', ARRAY['^public' || chr(31)]); \
              INSERT INTO millstream.known_table SELECT prrelid, millstream.facts(prrelid) FROM pg_publication_rel \
              WHERE millstream.facts(prrelid) ->> 'schema' <> 'millstream'"
         ))
@@ -93,4 +93,28 @@ async fn a_rewritten_table_halts_and_one_that_the_replica_refuses_goes_on_once_m
     lane.equal().await;
     lane.source.execute("ALTER TABLE t ADD COLUMN r double precision DEFAULT random()").await;
     lane.halted(&["table_rewritten"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_comes_with_rows_stays_out_and_stops_nothing() {
+    let lane = lane(T).await;
+    let daemon = lane.start().await;
+    lane.source.execute("CREATE TABLE late (v int); INSERT INTO late VALUES (1); ALTER TABLE late ADD PRIMARY KEY (v)").await;
+    let published = "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'late'";
+    assert_eq!(lane.source.value(published).await, "0");
+    lane.source.execute("DROP TABLE late; CREATE TABLE late (v int); ALTER TABLE late ADD PRIMARY KEY (v)").await;
+    assert_eq!(lane.source.value(published).await, "1", "an empty one has nothing to copy");
+    lane.source.execute("INSERT INTO late VALUES (2)").await;
+    settled(&lane, daemon).await;
+}
+
+/// I7.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_cannot_write_makes_no_statement_fail() {
+    let lane = lane(T).await;
+    lane.source.execute("ALTER TABLE millstream.schema_change RENAME TO broken").await;
+    lane.source
+        .execute("SET search_path = 'millstream'; ALTER TABLE public.t ADD COLUMN x int; DROP TABLE public.t; CREATE TABLE public.s (id int PRIMARY KEY)")
+        .await;
+    assert_eq!(lane.source.value("SELECT to_regclass('public.t') IS NULL AND to_regclass('public.s') IS NOT NULL").await, "t");
 }
