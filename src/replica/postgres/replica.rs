@@ -206,7 +206,6 @@ impl PostgresReplica {
         for section in sections(changes) {
             if let [Change::Schema { content }] = section {
                 self.carry(content, origin || !self.replica_role).await?;
-                failpoint::hit("apply.schema_changed")?;
                 continue;
             }
             self.prepare(section, schemas).await?;
@@ -233,7 +232,6 @@ impl PostgresReplica {
             if let [Change::Schema { content }] = section {
                 let origin = self.large.as_ref().is_some_and(|large| large.origin);
                 self.carry(content, origin || !self.replica_role).await?;
-                failpoint::hit("apply.schema_changed")?;
                 if let Some(large) = &mut self.large {
                     large.changes += 1;
                 }
