@@ -118,3 +118,18 @@ async fn a_trigger_that_cannot_write_makes_no_statement_fail() {
         .await;
     assert_eq!(lane.source.value("SELECT to_regclass('public.t') IS NULL AND to_regclass('public.s') IS NOT NULL").await, "t");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_before_the_commit_of_a_schema_change_makes_it_once() {
+    let lane = lane(T).await;
+    assert_eq!(lane.start().await.terminate().await.code(), Some(0));
+    lane.source
+        .execute("BEGIN; INSERT INTO t VALUES (40, 'b', 1); ALTER TABLE t DROP COLUMN n; INSERT INTO t VALUES (41, 'a'); COMMIT")
+        .await;
+    let killed = lane.site.start_with(&[("FAILPOINTS", "apply.before_commit=return(kill)")]);
+    let ended = killed.wait(super::CATCH_UP).await;
+    assert_eq!(ended.and_then(|status| std::os::unix::process::ExitStatusExt::signal(&status)), Some(9), "{ended:?}");
+    assert_eq!(lane.replica.value("SELECT count(*) FROM t").await, "10", "nothing of it is there");
+    let daemon = lane.start().await;
+    settled(&lane, daemon).await;
+}
