@@ -146,6 +146,15 @@ halt_codes! {
     SchemaMismatch = "schema_mismatch", true,
         "A table on the replica does not fit the version that the next changes were made under: a column or the table is missing, or a type differs.",
         "Change the replica's table as the message says. The daemon tries again by itself.";
+    SchemaChangeRefused = "schema_change_refused", true,
+        "The source changed its schema, and the replica refused to make the same change: something depends on what goes, a type is not there, a right is missing.",
+        "Take away what stands in the way, or make the change that the message names by hand on the replica: what is there already is not made twice. Only a table's owner may change it. The daemon tries again by itself.";
+    TableRewritten = "table_rewritten", false,
+        "The source wrote a table's rows anew (a type changed that is stored otherwise, a default that is not constant). What they became is not in the log.",
+        "Copy again: `millstream teardown`, `millstream init`, `millstream run`; `init` says what to change where the replica's table does not fit.";
+    SchemaChangeUnknown = "schema_change_unknown", false,
+        "The source's event trigger saw that the schema changes, and failed to say how; the message has its error. Going on might miss the change.",
+        "Mend the cause, then copy again: `millstream teardown`, `millstream init`, `millstream run`; `init` says what to change where the replica's table does not fit.";
     LedgerDamaged = "ledger_damaged", false,
         "The ledger in the replica is missing, was changed by hand, or belongs to another stream.",
         "Restore the replica's millstream schema from the same moment as its tables, or copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";

@@ -101,6 +101,29 @@ impl Batch {
         Some(Step { cursor, source_time_us, transactions: (to - from) as u64, changes, history })
     }
 
+    /// True when one of these transactions changes the schema.
+    #[must_use]
+    pub fn changes_schema(&self, from: usize, to: usize) -> bool {
+        self.changes[self.changes_of(from, to)].iter().any(|change| matches!(change, Change::Schema { .. }))
+    }
+
+    /// Ranges of transactions that may share a replica transaction, the first one last: one that changes the schema stands alone.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<(usize, usize)> {
+        let mut ranges = Vec::new();
+        let mut from = 0;
+        for index in 0..self.marks.len() {
+            if self.changes_schema(index, index + 1) {
+                ranges.extend((from < index).then_some((from, index)));
+                ranges.push((index, index + 1));
+                from = index + 1;
+            }
+        }
+        ranges.extend((from < self.marks.len()).then_some((from, self.marks.len())));
+        ranges.reverse();
+        ranges
+    }
+
     /// Builds a batch by hand, for tests of replicas.
     #[must_use]
     pub fn of(changes: Vec<Change>, marks: Vec<Mark>) -> Self {

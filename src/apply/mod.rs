@@ -9,6 +9,7 @@
 
 pub mod compact;
 pub mod copy;
+pub mod ddl;
 pub mod first_copy;
 pub mod lag;
 pub mod merge;

@@ -125,7 +125,7 @@ where
                 self.close();
                 self.done.push(Ordered::Truncate { tables, restart_identity: *restart_identity, index });
             }
-            Change::Message { .. } => {}
+            Change::Message { .. } | Change::Schema { .. } => {}
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::heartbeat;
 use super::postgres::catalog::Catalog;
 use super::postgres::decode::{OldTuple, PgOutput, ShortXid, TupleData, decode};
 use super::postgres::relations::{Relations, Target};
+use super::postgres::schema_change;
 use super::spill::{HeldBytes, HeldReader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ChangeEncoder, OldCells, SchemaId, TransactionHeader};
@@ -40,6 +41,9 @@ pub fn unresolved(message: &PgOutput<'_>, relations: &Relations) -> Option<u32> 
 pub fn encode<'e>(message: &PgOutput<'_>, relations: &Relations, encoder: &'e mut ChangeEncoder) -> Result<Option<&'e [u8]>> {
     match *message {
         PgOutput::Insert { relation, new, .. } => {
+            if let Some(Target::SchemaChange(columns)) = relations.target(relation) {
+                return schema_change::content(columns, new).map(|content| Some(encoder.schema(&content)));
+            }
             let Some(table) = table(relations, relation, new)? else { return Ok(None) };
             Ok(Some(encoder.insert(table, new.cells())))
         }
@@ -81,7 +85,7 @@ fn old_cells(old: OldTuple<'_>) -> OldCells<super::postgres::decode::TupleCells<
 
 fn table(relations: &Relations, oid: u32, tuple: TupleData<'_>) -> Result<Option<SchemaId>> {
     match relations.target(oid).ok_or_else(|| undescribed(oid))? {
-        Target::Ours => Ok(None),
+        Target::Ours | Target::SchemaChange(_) => Ok(None),
         Target::Table(id, columns) if columns == tuple.len() => Ok(Some(id)),
         Target::Table(_, columns) => {
             let message = format!("pgoutput: a row of {} cells for table {oid}, which has {columns} columns", tuple.len());

@@ -306,6 +306,13 @@ impl Tail {
                 }
                 return Ok(());
             }
+            Change::Schema { content } => {
+                if self.filter.wants_messages() {
+                    out.text.push_str(&self.line(header, transaction, order, Event::SchemaChange { content })?);
+                    out.objects += 1;
+                }
+                return Ok(());
+            }
         };
         for table in tables {
             let schema = self.schemas.get(table).ok_or_else(|| {

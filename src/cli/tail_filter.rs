@@ -41,7 +41,7 @@ impl KeyTest {
 }
 
 impl Filter {
-    /// Messages belong to no table and have no key.
+    /// Messages and schema changes belong to no table's rows and have no key.
     pub fn wants_messages(&self) -> bool {
         self.patterns.is_none() && self.key.is_empty()
     }
@@ -56,7 +56,7 @@ impl Filter {
             Change::Insert { new, .. } => all(new),
             Change::Update { old, new, .. } => all(new) || old.as_ref().is_some_and(|old| all(old.row())),
             Change::Delete { old, .. } => all(old.row()),
-            Change::Truncate { .. } | Change::Message { .. } => true,
+            Change::Truncate { .. } | Change::Message { .. } | Change::Schema { .. } => true,
         }
     }
 }

@@ -76,6 +76,11 @@ pub enum Change {
         /// What it says.
         content: Bytes,
     },
+    /// The source's own word on a change of its schema, at its place among the rows.
+    Schema {
+        /// JSON: kind, relation, tag, before, after, note (`docs/record-format.md`, "Schema change").
+        content: Bytes,
+    },
 }
 
 pub(super) const INSERT: u8 = 1;
@@ -83,6 +88,7 @@ pub(super) const UPDATE: u8 = 2;
 pub(super) const DELETE: u8 = 3;
 pub(super) const TRUNCATE: u8 = 4;
 pub(super) const MESSAGE: u8 = 5;
+pub(super) const SCHEMA: u8 = 6;
 pub(super) const OLD_NONE: u8 = 0;
 pub(super) const OLD_KEY: u8 = 1;
 pub(super) const OLD_FULL: u8 = 2;
@@ -103,6 +109,7 @@ impl Change {
             }
             TRUNCATE => truncate(&mut input)?,
             MESSAGE => Self::Message { prefix: input.text()?, content: input.rest() },
+            SCHEMA => Self::Schema { content: input.rest() },
             kind => return Err(input.unknown(&format!("a change of kind {kind}"))),
         };
         if input.is_empty() { Ok(change) } else { Err(input.malformed("bytes behind the end of a change")) }
@@ -135,6 +142,10 @@ impl Change {
             Self::Message { prefix, content } => {
                 out.put_u8(MESSAGE);
                 wire::put_text(out, prefix);
+                out.put_slice(content);
+            }
+            Self::Schema { content } => {
+                out.put_u8(SCHEMA);
                 out.put_slice(content);
             }
         }

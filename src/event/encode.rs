@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::change::{DELETE, INSERT, MESSAGE, OLD_FULL, OLD_KEY, OLD_NONE, TRUNCATE, UPDATE};
+use super::change::{DELETE, INSERT, MESSAGE, OLD_FULL, OLD_KEY, OLD_NONE, SCHEMA, TRUNCATE, UPDATE};
 use super::schema::SchemaId;
 use super::value::{Cell, put_cell};
 use super::wire;
@@ -75,6 +75,13 @@ impl ChangeEncoder {
     pub fn message(&mut self, prefix: &str, content: &[u8]) -> &[u8] {
         let out = self.begin(MESSAGE);
         wire::put_text(out, prefix);
+        out.put_slice(content);
+        self.end()
+    }
+
+    /// The source's own word on a change of its schema.
+    pub fn schema(&mut self, content: &[u8]) -> &[u8] {
+        let out = self.begin(SCHEMA);
         out.put_slice(content);
         self.end()
     }
@@ -160,5 +167,6 @@ mod tests {
         check(truncate, encoder.truncate(&tables, true, false));
         let message = Change::Message { prefix: "p".into(), content: Bytes::from_static(b"c") };
         check(message, encoder.message("p", b"c"));
+        check(Change::Schema { content: Bytes::from_static(b"{}") }, encoder.schema(b"{}"));
     }
 }

@@ -11,6 +11,7 @@
 //! - An UPDATE that changes its key is one `u` with the old key in `before`, not a `d` and a `c`.
 //! - `source.lsn` is the commit record's, as a number, the same for every change of a transaction; `source.position` is the
 //!   transaction's end as text, which `millstream log tail --from` takes.
+//! - A schema change is an event of its own with `op` `s`: `schema_change` holds the source's words, which Debezium has only for MySQL.
 //! - Integers, oids and booleans are JSON's own; every other type is a string in PostgreSQL's text form.
 
 use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
@@ -52,6 +53,11 @@ pub enum Event<'a> {
         /// What it says.
         content: &'a [u8],
     },
+    /// The source's word on a change of its schema.
+    SchemaChange {
+        /// JSON.
+        content: &'a [u8],
+    },
 }
 
 /// One event, ready to be written.
@@ -69,12 +75,14 @@ impl Envelope<'_> {
     pub fn op(&self) -> &'static str {
         match self.event {
             Event::Message { .. } => "m",
+            Event::SchemaChange { .. } => "s",
             Event::Row { change, .. } => match change {
                 Change::Insert { .. } => "c",
                 Change::Update { .. } => "u",
                 Change::Delete { .. } => "d",
                 Change::Truncate { .. } => "t",
                 Change::Message { .. } => "m",
+                Change::Schema { .. } => "s",
             },
         }
     }
@@ -91,6 +99,10 @@ impl Serialize for Envelope<'_> {
             }
             Event::Message { prefix, content } => {
                 object.serialize_field("message", &Logical { prefix, content: base64(content) })?;
+            }
+            Event::SchemaChange { content } => {
+                let said: serde_json::Value = serde_json::from_slice(content).map_err(serde::ser::Error::custom)?;
+                object.serialize_field("schema_change", &said)?;
             }
         }
         object.serialize_field("source", &Source { origin: &self.origin, event: &self.event })?;
@@ -111,7 +123,7 @@ fn images<'a>(schema: &'a TableSchema, change: &'a Change) -> (Option<Image<'a>>
         Change::Insert { new, .. } => (None, whole(new)),
         Change::Update { old: before, new, .. } => (before.as_ref().and_then(old), whole(new)),
         Change::Delete { old: before, .. } => (old(before), None),
-        Change::Truncate { .. } | Change::Message { .. } => (None, None),
+        Change::Truncate { .. } | Change::Message { .. } | Change::Schema { .. } => (None, None),
     }
 }
 
@@ -186,7 +198,7 @@ impl Serialize for Source<'_> {
         let Origin { name, database, transaction, .. } = self.origin;
         let (schema, table) = match self.event {
             Event::Row { schema, .. } => (schema.table.schema.as_str(), schema.table.name.as_str()),
-            Event::Message { .. } => ("", ""),
+            Event::Message { .. } | Event::SchemaChange { .. } => ("", ""),
         };
         let mut object = serializer.serialize_struct("Source", 12)?;
         object.serialize_field("version", env!("CARGO_PKG_VERSION"))?;
@@ -288,6 +300,7 @@ mod tests {
             Origin { name: "shop", database: "shopdb", transaction: &transaction, order: 3, written_ms: 1_700_000_000_200 };
         let event = match change {
             Change::Message { prefix, content } => Event::Message { prefix, content },
+            Change::Schema { content } => Event::SchemaChange { content },
             change => Event::Row { schema: &schema, change },
         };
         serde_json::to_string(&Envelope { origin, event }).expect("JSON")
@@ -317,6 +330,15 @@ mod tests {
         assert!(shown.starts_with(images), "{shown}");
         let shown = json(&Change::Delete { table: SchemaId(1), old: OldImage::Key(row([Some("42"), None, None, None])) });
         assert!(shown.starts_with(r#"{"before":{"id":42},"after":null,"#), "{shown}");
+    }
+
+    #[test]
+    fn a_schema_change_is_what_the_source_said() {
+        let shown = json(&Change::Schema { content: bytes::Bytes::from_static(br#"{"kind":"dropped","after":null}"#) });
+        assert!(
+            shown.starts_with(r#"{"schema_change":{"after":null,"kind":"dropped"},"#) && shown.contains(r#""op":"s""#),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl Replay {
                     }
                     continue;
                 }
-                Change::Message { .. } => continue,
+                Change::Message { .. } | Change::Schema { .. } => continue,
             };
             let Some((table, fits)) = self.version(id, schemas)? else { continue };
             ours = true;
@@ -294,7 +294,7 @@ impl Judge<'_> {
                 let tables = self.truncated(tables)?;
                 Ok((!tables.is_empty()).then_some(Change::Truncate { tables, cascade, restart_identity }))
             }
-            message @ Change::Message { .. } => Ok(Some(message)),
+            other @ (Change::Message { .. } | Change::Schema { .. }) => Ok(Some(other)),
         }
     }
 

@@ -3,5 +3,6 @@
 pub mod catalog;
 pub mod decode;
 pub mod relations;
+pub mod schema_change;
 pub mod slot;
 pub mod stream;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::catalog::{Catalog, CatalogTable};
 use super::decode::{ColumnDefinition, PgOutput, Relation, decode};
+use super::schema_change::SchemaChangeColumns;
 use crate::capture::append::LogWriter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Column, Identity, SchemaId, TableName, TableSchema};
@@ -23,6 +24,8 @@ pub enum Target {
     Table(SchemaId, usize),
     /// Not at all: the table is ours.
     Ours,
+    /// What the source says of its schema: an insert is a change of its own kind, everything else nothing.
+    SchemaChange(SchemaChangeColumns),
 }
 
 /// The tables known on this connection. Cloned before a pass over messages that will be read twice.
@@ -61,7 +64,7 @@ impl Relations {
         let (message, in_block) = self.pending.remove(&oid).ok_or_else(|| undescribed(oid))?;
         let PgOutput::Relation(relation) = decode(&message, in_block)? else { return Err(undescribed(oid)) };
         let target = if relation.namespace == OUR_SCHEMA {
-            Target::Ours
+            SchemaChangeColumns::of(&relation).map_or(Target::Ours, Target::SchemaChange)
         } else {
             let id = self.version(&relation, catalog, log).await?;
             Target::Table(id, relation.columns.count_columns())

@@ -43,6 +43,7 @@ pub fn change() -> impl Strategy<Value = Change> {
             restart_identity
         }),
         (".{0,20}", bytes(300)).prop_map(|(prefix, content)| Change::Message { prefix, content }),
+        bytes(300).prop_map(|content| Change::Schema { content }),
     ]
 }
 

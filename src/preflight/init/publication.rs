@@ -70,7 +70,7 @@ pub struct Publication {
     pub all_tables: bool,
     /// Everything is published, by leaves.
     pub options_fit: bool,
-    /// Its tables.
+    /// Its tables, without our own, which carries schema changes.
     pub tables: BTreeSet<TableName>,
 }
 
@@ -91,7 +91,7 @@ pub async fn read(source: &mut PgConnection, publication: &str) -> Result<Option
     let rows = sqlx::query(
         "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication p \
          JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
-         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1 AND n.nspname <> 'millstream'",
     )
     .bind(publication)
     .fetch_all(source)

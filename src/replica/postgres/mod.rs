@@ -32,6 +32,7 @@ use crate::postgres::sql::{self, Side};
 
 pub mod blame;
 pub mod catalog;
+mod ddl;
 pub mod errors;
 pub mod ledger;
 pub mod lock;
@@ -83,7 +84,7 @@ impl ReplicaTarget for PostgresTarget {
         lock::acquire(&mut connection, name).await?;
         let row = ledger::raise_epoch(&mut connection, name).await?;
         let replica_role = take_replica_role(&mut connection).await?;
-        let replica = PostgresReplica::new(connection, name.clone(), row.apply_epoch, replica_role);
+        let replica = PostgresReplica::new(connection, &row, replica_role);
         Ok((Box::new(replica), row))
     }
 }

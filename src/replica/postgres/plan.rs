@@ -57,7 +57,7 @@ pub fn plan<'a>(changes: &'a [Change], tables: &'a Tables, style: Style) -> Resu
                 folder.flush(&mut work)?;
                 in_order(changes, index..index + 1, tables, false, &mut work)?;
             }
-            Change::Message { .. } => {}
+            Change::Message { .. } | Change::Schema { .. } => {}
         }
     }
     folder.flush(&mut work)?;
@@ -139,7 +139,7 @@ impl<'a> Folder<'a> {
                 check_old(&table.schema, &table.rules, old)?;
                 compactor.delete(old)
             }
-            Change::Truncate { .. } | Change::Message { .. } => Ok(()),
+            Change::Truncate { .. } | Change::Message { .. } | Change::Schema { .. } => Ok(()),
         };
         if folded == Err(Irregular) {
             *net = None;

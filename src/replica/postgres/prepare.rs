@@ -37,7 +37,7 @@ impl PostgresReplica {
                     std::slice::from_ref(table)
                 }
                 Change::Truncate { tables, .. } => tables,
-                Change::Message { .. } => &[],
+                Change::Message { .. } | Change::Schema { .. } => &[],
             };
             for &id in ids {
                 if last != Some(id) && !self.is_fresh(id) {
@@ -107,12 +107,12 @@ impl PostgresReplica {
                 let (cascade, restart_identity) = (*cascade, *restart_identity);
                 (!tables.is_empty()).then_some(Change::Truncate { tables, cascade, restart_identity })
             }
-            Change::Message { .. } => Some(change.clone()),
+            Change::Message { .. } | Change::Schema { .. } => Some(change.clone()),
         };
         Cow::Owned(changes.iter().filter_map(keep).collect())
     }
 
-    async fn read_members(&mut self) -> Result<()> {
+    pub(super) async fn read_members(&mut self) -> Result<()> {
         let tables = ledger::tables(&mut self.connection, &self.name).await?;
         self.members = tables.into_iter().collect();
         Ok(())

@@ -20,12 +20,14 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, Change, SchemaId, TableName, TransactionHeader};
 use crate::failpoint;
 use crate::halt::HaltCode;
-use crate::replica::{Applied, Replica, Step};
+use crate::replica::{Applied, Replica, ReplicaRow, Step};
 
 /// A claimed PostgreSQL replica.
 pub(super) struct PostgresReplica {
     pub(super) connection: PgConnection,
     pub(super) name: String,
+    /// The source's configured name.
+    pub(super) source: String,
     epoch: ApplyEpoch,
     /// Triggers and foreign keys do not fire.
     pub(super) replica_role: bool,
@@ -51,7 +53,7 @@ struct Large {
 impl Replica for PostgresReplica {
     async fn apply(&mut self, batch: &Batch, schemas: &Schemas, applied: &mut Applied) -> Result<()> {
         // Ranges of transactions still to apply, the next one last.
-        let mut ranges = vec![(0, batch.marks.len())];
+        let mut ranges = batch.ranges();
         while let Some((from, to)) = ranges.pop() {
             let error = match self.apply_range(batch, from, to, schemas, Way::Usual).await {
                 Ok(()) => {
@@ -67,6 +69,9 @@ impl Replica for PostgresReplica {
             }
             applied.replayed = true;
             self.roll_back().await?;
+            if batch.changes_schema(from, to) {
+                self.forget_tables();
+            }
             if to - from > 1 {
                 let middle = from + (to - from) / 2;
                 ranges.extend([(middle, to), (from, middle)]);
@@ -151,11 +156,12 @@ fn too_long(error: Error) -> Error {
 
 impl PostgresReplica {
     /// On a session that holds the lock and has raised the epoch.
-    pub(super) fn new(connection: PgConnection, name: String, epoch: ApplyEpoch, replica_role: bool) -> Self {
+    pub(super) fn new(connection: PgConnection, row: &ReplicaRow, replica_role: bool) -> Self {
         Self {
             connection,
-            name,
-            epoch,
+            name: row.name.clone(),
+            source: row.source.clone(),
+            epoch: row.apply_epoch,
             replica_role,
             catalogs: HashMap::new(),
             tables: Tables::default(),
@@ -170,6 +176,9 @@ impl PostgresReplica {
     async fn apply_range(&mut self, batch: &Batch, from: usize, to: usize, schemas: &Schemas, way: Way) -> Result<()> {
         let changes = &batch.changes[batch.changes_of(from, to)];
         let Some(step) = batch.step(from, to) else { return Ok(()) };
+        if batch.changes_schema(from, to) {
+            return self.apply_with_ddl(changes, &step, schemas, way).await;
+        }
         self.prepare(changes, schemas).await?;
         let changes = &*self.kept(changes);
         let mut mode = self.mode(changes, false);
@@ -188,7 +197,52 @@ impl PostgresReplica {
         self.commit().await
     }
 
+    /// Applies one transaction that changes the schema: what stands before a schema change in it, the change, what stands behind it.
+    async fn apply_with_ddl(&mut self, changes: &[Change], step: &Step, schemas: &Schemas, way: Way) -> Result<()> {
+        begin(&mut self.connection, false, self.replica_role).await?;
+        ledger::step(&mut self.connection, &self.name, self.epoch, step, SHORT_WAIT).await?;
+        failpoint::hit("apply.ledger_moved")?;
+        let mut origin = false;
+        for section in sections(changes) {
+            if let [Change::Schema { content }] = section {
+                self.carry(content, origin || !self.replica_role).await?;
+                continue;
+            }
+            self.prepare(section, schemas).await?;
+            let rows = &*self.kept(section);
+            let mut mode = self.mode(rows, origin);
+            if way == Way::OneByOne {
+                mode.style = Style::OneByOne;
+            }
+            if mode.origin && !origin {
+                within(SHORT_WAIT, "switching roles", self.connection.execute(AssertSqlSafe(UNDER_ORIGIN))).await?;
+                origin = true;
+            }
+            if way == Way::Patient {
+                within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
+            }
+            let work = plan::plan(rows, &self.tables, mode.style)?;
+            carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, way).await?;
+        }
+        self.commit().await
+    }
+
     async fn piece(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
+        for section in sections(changes) {
+            if let [Change::Schema { content }] = section {
+                let origin = self.large.as_ref().is_some_and(|large| large.origin);
+                self.carry(content, origin || !self.replica_role).await?;
+                if let Some(large) = &mut self.large {
+                    large.changes += 1;
+                }
+            } else {
+                self.piece_of_rows(section, schemas).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn piece_of_rows(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
         self.prepare(changes, schemas).await?;
         let seen = changes.len() as u64;
         let changes = &*self.kept(changes);
@@ -234,6 +288,11 @@ impl PostgresReplica {
     async fn roll_back(&mut self) -> Result<()> {
         within(SHORT_WAIT, "ROLLBACK", self.connection.execute("ROLLBACK")).await.map(drop)
     }
+}
+
+/// Changes cut before and behind every schema change.
+fn sections(changes: &[Change]) -> impl Iterator<Item = &[Change]> {
+    changes.chunk_by(|a, b| !matches!(a, Change::Schema { .. }) && !matches!(b, Change::Schema { .. }))
 }
 
 /// For the rest of the transaction; the client's own deadline is a little later.

@@ -320,6 +320,7 @@ fn render(change: &Change, tables: &HashMap<SchemaId, TableSchema>) -> String {
             names.sort();
             format!("0{} cascade={cascade} restart={restart_identity}", names.join(","))
         }
+        Change::Schema { content } => format!("${}", String::from_utf8_lossy(content)),
         Change::Message { prefix, content } => format!("!{prefix}:{}", String::from_utf8_lossy(content)),
     }
 }

@@ -96,6 +96,7 @@ fn change(change: &Change) -> Value {
             let tables: Vec<u32> = tables.iter().map(|t| t.0).collect();
             json!({"truncate": {"tables": tables, "cascade": cascade, "restart_identity": restart_identity}})
         }
+        Change::Schema { content } => json!({"schema": bytes(content)}),
         Change::Message { prefix, content } => json!({"message": {"prefix": prefix, "content": bytes(content)}}),
     }
 }

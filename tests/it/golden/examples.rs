@@ -22,12 +22,20 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         resealed(bytes)
     };
     let unknown_change = transactions_of(&[0x02, 0x63, 0x00]);
+    let said = Change::Schema {
+        content: Bytes::from_static(
+            br#"{"kind":"dropped","relation":16384,"tag":"DROP TABLE","before":{"name":"t"},"after":null,"note":null}"#,
+        ),
+    };
+    let (mut schema_change, mut scratch) = (BytesMut::new(), BytesMut::new());
+    write_change(&said, &mut schema_change, &mut scratch);
     all.extend([
         ("too_new_version", changed(2, 2)),
         ("too_new_kind", changed(3, 200)),
         ("too_new_flags", changed(4, 1)),
         ("too_new_position", changed(80, 2)),
         ("too_new_change", record(9, unknown_change).to_vec()),
+        ("schema_change", record(11, transactions_of(&schema_change)).to_vec()),
         ("longer_header", longer_header(&progress)),
         ("corrupt_payload", {
             let mut bytes = progress.clone();

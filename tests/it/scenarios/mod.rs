@@ -1,5 +1,6 @@
 //! A pair through the real program, from SQL on the source to SQL on the replica: what rows become, what must halt, what goes on.
 
+mod ddl;
 mod documented;
 mod encodings;
 mod halts;

@@ -1,0 +1,397 @@
+//! The source's schema changes, made on the replica, inside the replica transaction of the source's transaction (I3, I4).
+//!
+//! What is there already is not made twice: somebody may have made the change by hand, and may do so to mend a halt. Locks are waited for
+//! only [`LOCKS`] long, because whoever comes behind a waiting ALTER TABLE waits as well; the transaction is then tried again.
+//!
+//! Defaults are a convenience on a replica, whose rows come with every value: one that needs a sequence or function which is not
+//! there is left out, with a line in the log. Everything else that the replica refuses halts.
+
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Executor, Row};
+
+use super::errors::{SHORT_WAIT, within};
+use super::ledger::CopyState;
+use super::replica::PostgresReplica;
+use super::write::PATIENT_WAIT;
+use crate::apply::ddl::{Action, ColumnFacts, EnumFacts, Facts, Kind, LabelChange, SchemaChange, diff, label_changes};
+use crate::capture::begin::publication_name;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::TableName;
+use crate::halt::HaltCode;
+use crate::postgres::sql::{quote_ident, quote_literal, quote_table};
+use crate::replica::Replica;
+
+/// For the statements of a schema change: a new key or NOT NULL reads the whole table.
+const LOCKS: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '30min'";
+/// As for every other statement of an applier.
+const USUAL: &str = "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '120s'";
+/// ALTER TABLE is refused while checks that were put off are pending.
+const CHECKED: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+const PUT_OFF: &str = "SET CONSTRAINTS ALL DEFERRED";
+
+/// As `millstream.facts` on the source, of a table by name. `root`: what a partition's columns belong to.
+const FACTS: &str = "SELECT pg_catalog.jsonb_build_object('schema', n.nspname, 'name', c.relname, 'columns', \
+        (SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('num', a.attnum, 'name', a.attname, \
+            'declared', pg_catalog.format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull, \
+            'identity', a.attidentity, 'generated', a.attgenerated) ORDER BY a.attnum), '[]'::jsonb) \
+         FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
+        'key', (SELECT pg_catalog.jsonb_build_object('name', k.conname, 'deferrable', k.condeferrable, 'columns', \
+            (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY o.n) FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY o (num, n) \
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = o.num)) \
+            FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p')), \
+        (SELECT rn.nspname::text FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace \
+         WHERE r.oid = pg_catalog.pg_partition_root(c.oid)), \
+        (SELECT r.relname::text FROM pg_catalog.pg_class r WHERE r.oid = pg_catalog.pg_partition_root(c.oid)), c.relkind = 'p' \
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')";
+
+/// A table as the replica has it.
+struct There {
+    facts: Facts,
+    /// What a partition's columns belong to; the table itself otherwise.
+    root: TableName,
+    partitioned: bool,
+}
+
+impl PostgresReplica {
+    /// Makes a schema change in the open replica transaction. `enforced`: constraints may be pending in it.
+    pub(super) async fn carry(&mut self, content: &[u8], enforced: bool) -> Result<()> {
+        let change = SchemaChange::parse(content)?;
+        if enforced {
+            self.short(CHECKED).await?;
+        }
+        self.short(LOCKS).await?;
+        self.read_members().await?;
+        match change.kind {
+            Kind::Unknown => {
+                let note = change.note.as_deref().unwrap_or("no reason given");
+                return Err(Error::halt(HaltCode::SchemaChangeUnknown, format!("{}: {note}", change.tag)));
+            }
+            Kind::Enum => self.carry_labels(&change.labels()?).await?,
+            Kind::Rewritten | Kind::Filled => self.refuse_rows(&change)?,
+            Kind::Dropped => self.carry_drop(&change).await?,
+            Kind::Table => self.carry_table(&change).await?,
+        }
+        self.short(USUAL).await?;
+        if enforced {
+            self.short(PUT_OFF).await?;
+        }
+        self.forget_tables();
+        Ok(())
+    }
+
+    /// A table of this replica that is complete. The definition of one that is still being copied is the copy's own affair.
+    fn is_live(&self, facts: &Facts) -> bool {
+        let state = self.members.get(&facts.table());
+        if state.is_some_and(|state| *state != CopyState::Live) {
+            tracing::info!(table = %facts.table(), "a schema change of a table that is not live is left to its copy");
+        }
+        state == Some(&CopyState::Live)
+    }
+
+    fn is_ours(&self, facts: &Facts) -> bool {
+        facts.published.contains(&publication_name(&self.source))
+    }
+
+    fn refuse_rows(&self, change: &SchemaChange) -> Result<()> {
+        let Some(facts) = change.after()? else { return Ok(()) };
+        if !self.is_ours(&facts) || (change.kind == Kind::Rewritten && !self.is_live(&facts)) {
+            return Ok(());
+        }
+        let message = format!("{} wrote rows of table {} that the log does not have", change.tag, facts.table());
+        Err(Error::halt(HaltCode::TableRewritten, message))
+    }
+
+    async fn carry_drop(&mut self, change: &SchemaChange) -> Result<()> {
+        let Some(before) = change.before()?.filter(|facts| self.members.contains_key(&facts.table())) else { return Ok(()) };
+        let table = before.table();
+        self.ddl(&format!("DROP TABLE IF EXISTS {}", quote_table(&table))).await?;
+        tracing::info!(%table, "dropped, as on the source");
+        let forget =
+            sqlx::query("DELETE FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
+                .bind(&self.name)
+                .bind(&table.schema)
+                .bind(&table.name);
+        within(SHORT_WAIT, "forgetting a table", forget.execute(&mut self.connection)).await.map(drop)
+    }
+
+    async fn carry_table(&mut self, change: &SchemaChange) -> Result<()> {
+        let Some(after) = change.after()? else { return Ok(()) };
+        let Some(before) = change.before()? else {
+            if self.is_ours(&after) && !self.members.contains_key(&after.table()) {
+                self.create(&after).await?;
+            }
+            return Ok(());
+        };
+        if !self.is_live(&before) {
+            return Ok(());
+        }
+        let mut table = before.table();
+        for action in diff(&before, &after) {
+            self.act(&mut table, &action).await?;
+        }
+        Ok(())
+    }
+
+    async fn act(&mut self, table: &mut TableName, action: &Action) -> Result<()> {
+        if let Action::Rename(to) = action {
+            self.rename(table, to).await?;
+            table.clone_from(to);
+            return Ok(());
+        }
+        let Some(there) = self.there(table).await? else {
+            let message = format!("table {table} is not on the replica; create it there as the source has it");
+            return Err(Error::halt(HaltCode::SchemaMismatch, message));
+        };
+        if fits(action, &there.facts) {
+            tracing::info!(%table, ?action, "a schema change that the replica has already");
+            return Ok(());
+        }
+        for statement in statements(action, table, &there) {
+            match action {
+                Action::Default(..) => self.default(&statement).await?,
+                _ => self.ddl(&statement).await?,
+            }
+            tracing::info!(%table, "schema changed, as on the source");
+        }
+        // The constant that old rows show is not always what new ones get.
+        if let Action::AddColumn(column) = action
+            && column.generated.is_empty()
+            && (column.missing.is_some() || column.default.is_some())
+        {
+            let default = Action::Default(column.name.clone(), column.default.clone());
+            for statement in statements(&default, table, &there) {
+                self.default(&statement).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn rename(&mut self, from: &TableName, to: &TableName) -> Result<()> {
+        if self.there(from).await?.is_some() || self.there(to).await?.is_none() {
+            if from.schema != to.schema {
+                self.schema(&to.schema).await?;
+                self.ddl(&format!("ALTER TABLE {} SET SCHEMA {}", quote_table(from), quote_ident(&to.schema))).await?;
+            }
+            if from.name != to.name {
+                let moved = quote_table(&TableName::new(&to.schema, &from.name));
+                self.ddl(&format!("ALTER TABLE {moved} RENAME TO {}", quote_ident(&to.name))).await?;
+            }
+        }
+        tracing::info!(table = %from, %to, "renamed, as on the source");
+        let query = sqlx::query(
+            "UPDATE millstream.copied_table SET table_schema = $4, table_name = $5 WHERE replica = $1 AND table_schema = $2 AND table_name = $3",
+        );
+        let query = query.bind(&self.name).bind(&from.schema).bind(&from.name).bind(&to.schema).bind(&to.name);
+        within(SHORT_WAIT, "renaming a table in the ledger", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// A table that is empty at the source: live at once.
+    async fn create(&mut self, facts: &Facts) -> Result<()> {
+        let table = facts.table();
+        if self.there(&table).await?.is_none() {
+            self.schema(&facts.schema).await?;
+            let parent = match &facts.parent {
+                Some(parent) => self.there(&TableName::new(&parent.schema, &parent.name)).await?,
+                None => None,
+            };
+            // A parent that is not there is refused by name; one that is a plain table has no partitions.
+            let of = facts.parent.as_ref().filter(|_| parent.is_none_or(|parent| parent.partitioned));
+            self.ddl(&match of {
+                Some(parent) => {
+                    let above = quote_table(&TableName::new(&parent.schema, &parent.name));
+                    format!("CREATE TABLE {} PARTITION OF {above} {}", quote_table(&table), parent.bound)
+                }
+                None => create_table(facts),
+            })
+            .await?;
+            for column in facts.columns.iter().filter(|column| column.generated.is_empty() && column.default.is_some()) {
+                let set = Action::Default(column.name.clone(), column.default.clone());
+                let there = There { facts: facts.clone(), root: table.clone(), partitioned: false };
+                for statement in statements(&set, &table, &there) {
+                    self.default(&statement).await?;
+                }
+            }
+        }
+        tracing::info!(%table, "created, as on the source");
+        let query = sqlx::query(
+            "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at) \
+             SELECT $1, $2, $3, $4, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = $1), 0), clock_timestamp()",
+        );
+        let query = query.bind(&self.name).bind(&table.schema).bind(&table.name).bind(CopyState::Live.as_str());
+        within(SHORT_WAIT, "entering a table in the ledger", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    async fn schema(&mut self, name: &str) -> Result<()> {
+        let query = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)").bind(name);
+        let there: bool = within(SHORT_WAIT, "looking for a schema", query.fetch_one(&mut self.connection)).await?;
+        if there { Ok(()) } else { self.ddl(&format!("CREATE SCHEMA {}", quote_ident(name))).await }
+    }
+
+    async fn carry_labels(&mut self, wanted: &EnumFacts) -> Result<()> {
+        let query = sqlx::query_scalar(
+            "SELECT e.enumlabel::text FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
+             JOIN pg_catalog.pg_enum e ON e.enumtypid = t.oid WHERE n.nspname = $1 AND t.typname = $2 ORDER BY e.enumsortorder",
+        );
+        let query = query.bind(&wanted.schema).bind(&wanted.name);
+        let there: Vec<String> = within(SHORT_WAIT, "reading an enum", query.fetch_all(&mut self.connection)).await?;
+        let name = quote_table(&TableName::new(&wanted.schema, &wanted.name));
+        if there.is_empty() {
+            tracing::info!(r#type = %name, "an enum that the replica does not have changed on the source");
+            return Ok(());
+        }
+        let Some(changes) = label_changes(&there, &wanted.labels) else {
+            let message = format!(
+                "type {name} has other labels on the replica than on the source ({}); rename them there with ALTER TYPE … RENAME VALUE",
+                wanted.labels.join(", ")
+            );
+            return Err(Error::halt(HaltCode::SchemaChangeRefused, message));
+        };
+        for change in changes {
+            let what = match change {
+                LabelChange::Rename(from, to) => format!("RENAME VALUE {} TO {}", quote_literal(&from), quote_literal(&to)),
+                LabelChange::Add { label, after: Some(after), .. } => {
+                    format!("ADD VALUE {} AFTER {}", quote_literal(&label), quote_literal(&after))
+                }
+                LabelChange::Add { label, before: Some(before), .. } => {
+                    format!("ADD VALUE {} BEFORE {}", quote_literal(&label), quote_literal(&before))
+                }
+                LabelChange::Add { label, .. } => format!("ADD VALUE {}", quote_literal(&label)),
+            };
+            self.ddl(&format!("ALTER TYPE {name} {what}")).await?;
+        }
+        Ok(())
+    }
+
+    async fn there(&mut self, table: &TableName) -> Result<Option<There>> {
+        let query = sqlx::query(FACTS).bind(&table.schema).bind(&table.name);
+        let row = within(SHORT_WAIT, "reading the catalog", query.fetch_optional(&mut self.connection)).await?;
+        let Some(row) = row else { return Ok(None) };
+        let facts: Json<Facts> = row.get(0);
+        let root: Option<(String, String)> = row.get::<Option<String>, _>(1).zip(row.get::<Option<String>, _>(2));
+        let root = root.map_or_else(|| table.clone(), |(schema, name)| TableName::new(schema, name));
+        Ok(Some(There { facts: facts.0, root, partitioned: row.get(3) }))
+    }
+
+    async fn ddl(&mut self, statement: &str) -> Result<()> {
+        let run = self.connection.execute(AssertSqlSafe(statement));
+        let done = within(PATIENT_WAIT, "changing the schema", run).await.map(drop);
+        done.map_err(|error| match error.kind() {
+            ErrorKind::Halt(_) | ErrorKind::Unexpected | ErrorKind::Config => {
+                error.with_kind(ErrorKind::Halt(HaltCode::SchemaChangeRefused)).context(statement.to_owned())
+            }
+            _ => error.context(statement.to_owned()),
+        })
+    }
+
+    /// A default whose function, type or sequence is not there is left out.
+    async fn default(&mut self, statement: &str) -> Result<()> {
+        self.short("SAVEPOINT a_default").await?;
+        match self.ddl(statement).await {
+            Ok(()) => self.short("RELEASE SAVEPOINT a_default").await,
+            Err(error) if error.kind() == ErrorKind::Halt(HaltCode::SchemaChangeRefused) => {
+                tracing::warn!(%error, "a default that the replica cannot have is left out");
+                self.short("ROLLBACK TO SAVEPOINT a_default; RELEASE SAVEPOINT a_default").await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn short(&mut self, sql: &'static str) -> Result<()> {
+        within(SHORT_WAIT, sql, self.connection.execute(sql)).await.map(drop)
+    }
+}
+
+/// True when the replica's table is so already.
+fn fits(action: &Action, there: &Facts) -> bool {
+    let column = |name: &str| there.columns.iter().find(|column| column.name == name);
+    match action {
+        Action::Rename(to) => there.table() == *to,
+        Action::DropColumn(name) => column(name).is_none(),
+        Action::RenameColumn(from, to) => column(from).is_none() && column(to).is_some(),
+        Action::Retype(to) => to.collation.is_none() && column(&to.name).is_some_and(|found| found.declared == to.declared),
+        Action::DropExpression(name) => column(name).is_some_and(|found| found.generated.is_empty()),
+        Action::Default(..) => false,
+        Action::NotNull(name, set) => column(name).is_some_and(|found| found.not_null == *set),
+        Action::Identity(name, identity) => column(name).is_some_and(|found| found.identity == *identity),
+        Action::AddColumn(new) => column(&new.name).is_some_and(|found| found.declared == new.declared),
+        Action::DropKey(_) => there.key.is_none(),
+        Action::AddKey(key) => there.key.as_ref().is_some_and(|found| found.columns == key.columns),
+    }
+}
+
+fn statements(action: &Action, table: &TableName, there: &There) -> Vec<String> {
+    let own = format!("ALTER TABLE {}", quote_table(table));
+    // A partition's columns are its root's.
+    let root = format!("ALTER TABLE {}", quote_table(&there.root));
+    let statement = match action {
+        Action::Rename(_) => return Vec::new(),
+        Action::DropColumn(name) => format!("{root} DROP COLUMN {}", quote_ident(name)),
+        Action::RenameColumn(from, to) => format!("{root} RENAME COLUMN {} TO {}", quote_ident(from), quote_ident(to)),
+        Action::Retype(to) => {
+            let (name, declared, collation) = (quote_ident(&to.name), &to.declared, collate(to));
+            format!("{root} ALTER COLUMN {name} TYPE {declared}{collation} USING {name}::{declared}")
+        }
+        Action::DropExpression(name) => format!("{root} ALTER COLUMN {} DROP EXPRESSION", quote_ident(name)),
+        Action::Default(name, Some(default)) => format!("{own} ALTER COLUMN {} SET DEFAULT {default}", quote_ident(name)),
+        Action::Default(name, None) => format!("{own} ALTER COLUMN {} DROP DEFAULT", quote_ident(name)),
+        Action::NotNull(name, true) => format!("{own} ALTER COLUMN {} SET NOT NULL", quote_ident(name)),
+        Action::NotNull(name, false) => format!("{own} ALTER COLUMN {} DROP NOT NULL", quote_ident(name)),
+        Action::Identity(name, identity) => {
+            let name = quote_ident(name);
+            let there = there.facts.columns.iter().any(|column| quote_ident(&column.name) == name && !column.identity.is_empty());
+            match (identity.as_str(), there) {
+                ("", _) => format!("{root} ALTER COLUMN {name} DROP IDENTITY IF EXISTS"),
+                (kind, true) => format!("{root} ALTER COLUMN {name} SET GENERATED {}", generated(kind)),
+                (kind, false) => format!("{root} ALTER COLUMN {name} ADD GENERATED {} AS IDENTITY", generated(kind)),
+            }
+        }
+        Action::AddColumn(column) => {
+            let missing = column.missing.as_ref().filter(|_| column.generated.is_empty());
+            let shown = missing.map(|text| format!(" DEFAULT {}::{}", quote_literal(text), column.declared)).unwrap_or_default();
+            format!("{root} ADD COLUMN {}{shown}", definition(column))
+        }
+        Action::DropKey(name) => {
+            // Under the replica's own name.
+            let name = there.facts.key.as_ref().map_or(name, |key| &key.name);
+            format!("{root} DROP CONSTRAINT {}", quote_ident(name))
+        }
+        Action::AddKey(key) => format!("{root} ADD {}", primary_key(key)),
+    };
+    vec![statement]
+}
+
+fn generated(kind: &str) -> &'static str {
+    if kind == "a" { "ALWAYS" } else { "BY DEFAULT" }
+}
+
+fn collate(column: &ColumnFacts) -> String {
+    column.collation.as_ref().map(|collation| format!(" COLLATE {collation}")).unwrap_or_default()
+}
+
+fn definition(column: &ColumnFacts) -> String {
+    let mut text = format!("{} {}{}", quote_ident(&column.name), column.declared, collate(column));
+    if column.not_null {
+        text += " NOT NULL";
+    }
+    if let (false, Some(expression)) = (column.generated.is_empty(), &column.default) {
+        let kept = if column.generated == "v" { "VIRTUAL" } else { "STORED" };
+        text += &format!(" GENERATED ALWAYS AS ({expression}) {kept}");
+    }
+    if !column.identity.is_empty() {
+        text += &format!(" GENERATED {} AS IDENTITY", generated(&column.identity));
+    }
+    text
+}
+
+fn primary_key(key: &crate::apply::ddl::KeyFacts) -> String {
+    let columns: Vec<_> = key.columns.iter().map(|name| quote_ident(name)).collect();
+    let deferrable = if key.deferrable { " DEFERRABLE" } else { "" };
+    format!("CONSTRAINT {} PRIMARY KEY ({}){deferrable}", quote_ident(&key.name), columns.join(", "))
+}
+
+fn create_table(facts: &Facts) -> String {
+    let mut parts: Vec<_> = facts.columns.iter().map(definition).collect();
+    parts.extend(facts.key.as_ref().map(primary_key));
+    format!("CREATE TABLE {} ({})", quote_table(&facts.table()), parts.join(", "))
+}
