@@ -123,11 +123,12 @@ impl Watcher {
         if rows.is_empty() { Ok(None) } else { Ok(Some((slot, one(rows)?.try_into()?))) }
     }
 
-    /// The one slot that the source has for us: queues are down, damaged or lost for long at times, and the slot retains all the while.
+    /// The one slot that the source has for us: queues are down, damaged or lost for long at times, and the slot retains all the while. One that is being
+    /// read is somebody else's, who has another queue for a source of that name: not ours to judge or to drop.
     async fn only_slot(&mut self) -> Result<Option<String>> {
         let sql = format!(
             "SELECT slot_name FROM pg_catalog.pg_replication_slots \
-             WHERE slot_name ~ {} AND database = pg_catalog.current_database()",
+             WHERE slot_name ~ {} AND database = pg_catalog.current_database() AND NOT active",
             quote_literal(&slot_name_pattern(&self.source.name))
         );
         let rows = self.client().await?.simple_query(&sql).await?;

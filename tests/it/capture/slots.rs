@@ -350,9 +350,30 @@ async fn past_its_budget_the_slot_is_dropped_also_when_the_queue_is_lost() {
     let lost: Arc<dyn Queue> = EmbeddedQueue::open(&rig.folder.path().join("lost")).unwrap();
     let capture = rig.start_with(rig.source.clone(), lost);
     capture.halts().await;
+    assert_eq!(capture.status.borrow().number, None, "it has no log to read the name from");
     let slots = "SELECT count(*)::text FROM pg_replication_slots";
     until("the slot to go", LONG, async || rig.db.value(slots).await == "0").await;
     capture.stop().await;
+}
+
+/// A daemon with another queue and a source of the same name must not end the one that works.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_somebody_reads_is_not_dropped_by_one_who_lost_his_queue() {
+    let server = PgServer::start().await;
+    let mut rig = Rig::new(&server, TABLE).await;
+    let working = rig.start();
+    working.reaches(CaptureState::Streaming).await;
+    rig.source.retain_max_bytes = 0;
+    rig.source.on_retain_limit = OnRetainLimit::DropSlot;
+    let other: Arc<dyn Queue> = EmbeddedQueue::open(&rig.folder.path().join("other")).unwrap();
+    let capture = rig.start_with(rig.source.clone(), other);
+    capture.halts().await;
+    // Two of its looks at what slots retain, three seconds apart.
+    tokio::time::sleep(std::time::Duration::from_secs(7)).await;
+    assert_eq!(capture.status.borrow().slot, None);
+    assert_eq!(rig.db.value("SELECT count(*)::text FROM pg_replication_slots WHERE active").await, "1");
+    capture.stop().await;
+    working.stop().await;
 }
 
 /// The source's own answers to a restart of everything.
