@@ -222,7 +222,7 @@ pub fn open_queue(config: &QueueConfig) -> Result<Arc<dyn Queue>> {
 
 fn applier(replica: ReplicaConfig, queue: &Arc<dyn Queue>, first_copy: Option<Arc<dyn FirstCopy>>) -> Applier {
     let target: Arc<dyn ReplicaTarget> = Arc::new(PostgresTarget::new(replica.clone()));
-    Applier { config: replica, target, queue: Arc::clone(queue), first_copy }
+    Applier::new(replica, target, Arc::clone(queue), first_copy)
 }
 
 /// What loads the tables of a replica that are not live yet: straight from the source, not through the queue.

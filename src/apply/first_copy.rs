@@ -11,8 +11,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::status::ApplyStatus;
 use crate::error::{Error, Result};
 use crate::event::{ApplyEpoch, Change, Position, SchemaId, TableSchema, TransactionHeader};
 
@@ -28,6 +30,33 @@ pub trait FirstCopy: Send + Sync + 'static {
     /// # Errors
     /// Those of the replica.
     async fn wanted(&self) -> Result<bool>;
+
+    /// What loads tables that are added while the others are live. It shares this one's progress, and goes slowly while the others are late.
+    fn of_added(&self, others: watch::Receiver<ApplyStatus>) -> Arc<dyn FirstCopy>;
+
+    /// Whether the ledger has a row of added tables.
+    ///
+    /// # Errors
+    /// Those of the replica.
+    async fn is_apart(&self) -> Result<bool>;
+
+    /// True when tables are [`Self::wanted`] and others are live, which need not wait for them.
+    ///
+    /// # Errors
+    /// As [`Self::wanted`].
+    async fn may_set_apart(&self) -> Result<bool>;
+
+    /// Gives the tables that are wanted a row of their own in the ledger, at the place of the replica's row.
+    ///
+    /// # Errors
+    /// Those of the replica.
+    async fn set_apart(&self, epoch: ApplyEpoch) -> Result<()>;
+
+    /// Does what was put off until the tables that were added had met the others. What cannot be done is said and tried again at the next start.
+    ///
+    /// # Errors
+    /// Those of the replica.
+    async fn validate(&self) -> Result<()>;
 
     /// True when the next [`Self::prepare`] begins with what the replay has found: no failure, so nothing to wait for.
     fn has_work(&self) -> bool {

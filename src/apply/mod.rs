@@ -7,6 +7,7 @@
 //! committed to the queue ([`progress`]) and to everybody else ([`status`], [`lag`]). [`first_copy`] is what a first copy and the
 //! replay of the log behind it need of each other.
 
+pub mod added;
 pub mod compact;
 pub mod copy;
 pub mod ddl;

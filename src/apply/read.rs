@@ -84,6 +84,19 @@ pub enum Unit {
     },
 }
 
+impl Unit {
+    /// Bytes of the stream up to its end; `None` for what moves no cursor.
+    #[must_use]
+    pub fn end_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Transactions(found) => found.marks.last().map(|mark| mark.bytes_so_far),
+            Self::Piece(piece) => Some(piece.place.bytes_so_far),
+            Self::Progress { place, .. } | Self::Pass { place, .. } => Some(place.bytes_so_far),
+            Self::Schema(_) | Self::PartsVoided => None,
+        }
+    }
+}
+
 /// From valid records to units, without I/O.
 #[derive(Debug, Default)]
 pub struct Decoder {

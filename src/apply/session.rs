@@ -9,11 +9,13 @@
 //! Nothing here survives a failure: the session is dropped and the ledger read anew.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::added::Meeting;
 use super::first_copy::{CatchUp, Schemas};
 use super::lag::now_us;
 use super::merge::{Batch, Merger};
@@ -24,13 +26,16 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::TableSchema;
 use crate::halt::HaltCode;
 use crate::queue::log::Cursor;
-use crate::replica::{Applied, Replica, Step, kept_alive};
+use crate::replica::{Applied, KEEP_ALIVE, Replica, Step, kept_alive};
 
 /// The ledger moves at least this often when only progress comes.
 const IDLE_STEP: Duration = Duration::from_secs(1);
 /// No transaction waits longer for others to be merged with. With a deep backlog a batch is given that long: fewer, larger replica
 /// transactions, and a core left to the walsender. Counted from its first transaction: each one that came would put the end off.
 const HOLD: Duration = Duration::from_millis(50);
+
+/// While a replica has two sessions, each looks at the other this often when it has nothing to do.
+const LOOK_ASIDE: Duration = Duration::from_millis(50);
 
 /// A claimed replica at work.
 pub struct Session<'a> {
@@ -60,6 +65,20 @@ pub struct Session<'a> {
     pub large: bool,
     /// The last batch was large: more is to be expected.
     pub deep: bool,
+    /// The replica's other session, while tables that were added are copied.
+    pub beside: Beside,
+    /// Last sign of life while waiting for nothing in particular.
+    pub alive: Instant,
+}
+
+/// Tables added to a live replica are applied by a session of their own until they stand where the others do.
+pub enum Beside {
+    /// There are none.
+    Nobody,
+    /// This one has the replica's tables.
+    Whole(Arc<Meeting>),
+    /// This one has those that were added.
+    Added(Arc<Meeting>),
 }
 
 /// What to do next.
@@ -77,6 +96,7 @@ impl Session<'_> {
     /// Always, in the end.
     pub async fn run(&mut self, cancel: &CancellationToken, copy_wanted: &CancellationToken) -> Result<()> {
         loop {
+            self.meet(cancel).await?;
             let next = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "asked to end")),
@@ -99,6 +119,13 @@ impl Session<'_> {
         }
         loop {
             let Some(unit) = self.next_unit().await? else { return Ok(Next::Batch(self.merger.take())) };
+            if self.is_beyond(&unit) {
+                self.carried.push_front(unit);
+                if self.merger.open().is_empty() {
+                    self.wait_for_others().await?;
+                }
+                return Ok(Next::Batch(self.merger.take()));
+            }
             let unit = self.admit(unit).await?;
             if let Some(error) = self.interruption(&unit) {
                 if self.merger.open().is_empty() {
@@ -137,6 +164,13 @@ impl Session<'_> {
         if self.large {
             return self.log.next().await.map(Some);
         }
+        if open.is_empty() && !matches!(self.beside, Beside::Nobody) {
+            // Not for ever: the other session may want to meet.
+            return match tokio::time::timeout(LOOK_ASIDE, self.log.next()).await {
+                Ok(unit) => unit.map(Some),
+                Err(_) => self.show_life().await.map(|()| None),
+            };
+        }
         if open.is_empty() {
             return kept_alive(&mut *self.replica, self.log.next()).await.map(Some);
         }
@@ -146,7 +180,9 @@ impl Session<'_> {
         if let Some(unit) = self.log.try_next()? {
             return Ok(Some(unit));
         }
-        let wait = if open.is_idle() {
+        let wait = if open.is_idle() && !matches!(self.beside, Beside::Nobody) {
+            return Ok(None);
+        } else if open.is_idle() {
             IDLE_STEP.saturating_sub(self.stepped.elapsed())
         } else if self.deep {
             HOLD.saturating_sub(open.age())
@@ -156,6 +192,75 @@ impl Session<'_> {
         match tokio::time::timeout(wait, self.log.next()).await {
             Ok(unit) => unit.map(Some),
             Err(_) => Ok(None),
+        }
+    }
+
+    async fn show_life(&mut self) -> Result<()> {
+        if self.alive.elapsed() >= KEEP_ALIVE {
+            self.alive = Instant::now();
+            self.replica.keep_alive().await?;
+        }
+        Ok(())
+    }
+
+    /// True in the session of added tables for what the others do not have yet: it never goes beyond them.
+    fn is_beyond(&self, unit: &Unit) -> bool {
+        match (&self.beside, unit.end_bytes()) {
+            (Beside::Added(meeting), Some(end)) if !self.large => end > meeting.whole_bytes(),
+            _ => false,
+        }
+    }
+
+    /// Waits for the others to go on, or to wait for us.
+    async fn wait_for_others(&mut self) -> Result<()> {
+        let Beside::Added(meeting) = &self.beside else { return Ok(()) };
+        let meeting = Arc::clone(meeting);
+        drop(tokio::time::timeout(LOOK_ASIDE, meeting.whole_moved()).await);
+        self.show_life().await
+    }
+
+    /// Between batches: where the two sessions of a replica become one.
+    async fn meet(&mut self, cancel: &CancellationToken) -> Result<()> {
+        if self.large {
+            return Ok(());
+        }
+        match &self.beside {
+            Beside::Nobody => Ok(()),
+            Beside::Added(meeting) => {
+                let meeting = Arc::clone(meeting);
+                if self.catch_up.is_none() && self.merger.open().is_empty() {
+                    let stands_at = self.status.borrow().bytes_so_far;
+                    kept_alive(&mut *self.replica, async { Ok(meeting.arrive(stands_at).await) }).await?;
+                }
+                Ok(())
+            }
+            Beside::Whole(meeting) => {
+                let meeting = Arc::clone(meeting);
+                let wait = meeting.wait();
+                tokio::pin!(wait);
+                let met = tokio::select! {
+                    () = cancel.cancelled() => false,
+                    met = &mut wait => met,
+                };
+                if met { self.take_in(&meeting).await } else { Ok(()) }
+            }
+        }
+    }
+
+    async fn take_in(&mut self, meeting: &Meeting) -> Result<()> {
+        match self.replica.take_in(&meeting.added).await {
+            Ok(()) => {
+                tracing::info!(replica = meeting.added, "the tables that were added are live and one with the others");
+                self.beside = Beside::Nobody;
+                meeting.done();
+                Ok(())
+            }
+            // The others' work does not depend on it.
+            Err(error) if error.kind() != ErrorKind::Connection && error.kind() != ErrorKind::Fenced => {
+                meeting.refused(&error);
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 

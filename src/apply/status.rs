@@ -72,6 +72,8 @@ pub struct ApplyStatus {
     pub halt: Option<HaltCode>,
     /// Last failure in words; kept until work goes on.
     pub error: Option<String>,
+    /// The same of tables that are being added.
+    pub added: Option<(Option<HaltCode>, String)>,
 }
 
 impl ApplyStatus {

@@ -11,16 +11,18 @@
 //! decide what is applied, memory and ledger, and they can differ).
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::added::{self, Meeting};
 use super::first_copy::{FirstCopy, Schemas};
 use super::merge::Merger;
 use super::progress::Reporter;
 use super::read::{Decoder, ReadAhead};
-use super::session::{Session, check_stream};
+use super::session::{Beside, Session, check_stream};
 use super::status::{ApplyState, ApplyStatus, Rate};
 use crate::config::ReplicaConfig;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -50,6 +52,32 @@ pub struct Applier {
     pub queue: Arc<dyn Queue>,
     /// What loads tables that are not live; `None` where none is wanted.
     pub first_copy: Option<Arc<dyn FirstCopy>>,
+    /// These are tables that were added, and where they meet the others.
+    pub(super) meeting: Option<Arc<Meeting>>,
+    /// The queue holds nothing for tables that were added, as far as is known.
+    pub(super) hold_given_up: AtomicBool,
+}
+
+impl Applier {
+    /// Of a whole replica.
+    #[must_use]
+    pub fn new(
+        config: ReplicaConfig,
+        target: Arc<dyn ReplicaTarget>,
+        queue: Arc<dyn Queue>,
+        first_copy: Option<Arc<dyn FirstCopy>>,
+    ) -> Self {
+        Self { config, target, queue, first_copy, meeting: None, hold_given_up: AtomicBool::new(false) }
+    }
+}
+
+/// [`run_apply`], for a task of its own.
+pub(super) fn boxed(
+    applier: Applier,
+    cancel: CancellationToken,
+    status: watch::Sender<ApplyStatus>,
+) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(run_apply(applier, cancel, status))
 }
 
 /// Applies until cancelled; failures and halts are told through `status` and never end it.
@@ -142,6 +170,10 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     check_stream(row.stream, row.cursor.as_ref())?;
     tracing::info!(replica = config.name, epoch = row.apply_epoch.0, "claimed the replica");
     status.send_modify(|status| status.apply_epoch = Some(row.apply_epoch));
+    let apart = match (&applier.first_copy, &applier.meeting) {
+        (Some(copy), None) => added::set_apart(applier, &**copy, &row).await.at(|| "tables that were added")?,
+        _ => false,
+    };
     let catch_up = match &applier.first_copy {
         Some(copy) => {
             begins(status, ApplyState::Copying);
@@ -164,6 +196,12 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
         }
         status.source_time_us = row.source_time_us;
     });
+    let others = applier.first_copy.as_ref().filter(|_| apart).map(|copy| added::spawn(applier, &**copy, cancel, status));
+    let beside = match (&applier.meeting, &others) {
+        (Some(meeting), _) => Beside::Added(Arc::clone(meeting)),
+        (None, Some(added)) => Beside::Whole(Arc::clone(&added.meeting)),
+        (None, None) => Beside::Nobody,
+    };
     let mut session = Session {
         replica,
         log,
@@ -178,11 +216,34 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
         ending: None,
         large: false,
         deep: false,
+        beside,
+        alive: Instant::now(),
     };
     let copy_wanted = CancellationToken::new();
     tokio::select! {
         ended = session.run(cancel, &copy_wanted) => ended,
         never = look_for_tables(applier.first_copy.as_deref(), &config.name, &copy_wanted) => match never {},
+        never = see_to_added(applier, others) => match never {},
+    }
+}
+
+/// Waits for tables that were added to be one with the others, and does what is left to do then.
+async fn see_to_added(applier: &Applier, others: Option<added::Added>) -> std::convert::Infallible {
+    let (Some(copy), None) = (&applier.first_copy, &applier.meeting) else { return std::future::pending().await };
+    if let Some(others) = others {
+        others.meeting.ended().await;
+        let (validated, ()) = tokio::join!(copy.validate(), added::clear_up(applier, others));
+        said(&applier.config.name, validated);
+    } else {
+        // A daemon was killed behind the meeting.
+        said(&applier.config.name, copy.validate().await);
+    }
+    std::future::pending().await
+}
+
+fn said(replica: &str, validated: Result<()>) {
+    if let Err(error) = validated {
+        tracing::warn!(replica, %error, "a foreign key could not be validated; tried again at the next start");
     }
 }
 

@@ -14,6 +14,7 @@ use crate::apply::lag::now_us;
 use crate::capture::CaptureStatus;
 use crate::event::Position;
 use crate::halt::HaltCode;
+use crate::replica::postgres::ledger::whole;
 
 impl Control {
     /// The document, as of now.
@@ -61,7 +62,7 @@ impl Control {
                 behind_bytes: if caught_up { Some(0) } else { behind(|end| end.bytes_total, progress.bytes_so_far) },
                 behind_changes: if caught_up { Some(0) } else { behind(|end| end.changes_total, progress.changes_so_far) },
                 said_at: time(progress.at_us),
-                configured: self.replicas.contains_key(&name),
+                configured: self.replicas.contains_key(whole(&name)),
             };
             source.stream.consumers.insert(name, consumer);
         }
@@ -83,6 +84,8 @@ impl Control {
         let apply = apply.borrow().clone();
         let rate = rate_of(&view.rate);
         let surveyed = self.sources.get(&view.source).and_then(|source| source.survey.borrow().end);
+        let added = apply.added.as_ref();
+        let error = apply.error.clone().or_else(|| added.map(|(_, error)| format!("tables that are added: {error}")));
         let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref(), surveyed);
         Replica {
             source: view.source.clone(),
@@ -100,8 +103,8 @@ impl Control {
             batches: apply.batches,
             copy: view.copy.as_ref().and_then(|copy| copying(&copy.borrow())),
             halt: apply.halt.map(halt),
-            error: apply.error.clone(),
-            remedy: remedy(apply.halt, apply.error.as_ref()),
+            remedy: remedy(apply.halt.or(added.and_then(|(halt, _)| *halt)), error.as_ref()),
+            error,
         }
     }
 }
@@ -198,6 +201,9 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
             (_, Some(halt), _) => reasons.push(format!("replica {name} is halted: {}", halt.code)),
             ("live", None, Some(lag)) if lag > max_lag.as_secs_f64() => {
                 reasons.push(format!("replica {name} is {lag:.1} s behind (ready_max_lag is {:.1} s)", max_lag.as_secs_f64()));
+            }
+            ("live", None, Some(_)) if replica.copy.is_some() => {
+                reasons.push(format!("replica {name} is copying tables that were added"))
             }
             ("live", None, Some(_)) => {}
             ("live", None, None) => reasons.push(format!("replica {name} has not applied anything yet")),

@@ -123,6 +123,7 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
             failpoint::hit("teardown.replica_cleared")?;
             if !whole {
                 note(clear_registration(queue, &source.name, &replica.name, report).await?);
+                note(clear_registration(queue, &source.name, &ledger::added(&replica.name), report).await?);
             }
         }
         if free {
@@ -139,12 +140,14 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
 /// The sources whose queue may hold a consumer that the configuration no longer has.
 fn unconfigured<'a>(config: &'a Config, options: &TeardownOptions, name: &str) -> Result<Vec<&'a SourceConfig>> {
     let sources: Vec<_> = select(config, options.source.as_deref(), None)?.into_iter().map(|(source, _)| source).collect();
-    match config.replicas.get(name).filter(|replica| sources.iter().any(|source| source.name == replica.source)) {
+    match config.replicas.get(ledger::whole(name)).filter(|replica| sources.iter().any(|source| source.name == replica.source)) {
         None => Ok(sources),
         // Its ledger would go on naming a place that the queue no longer keeps.
         Some(_) => {
-            let message =
-                format!("replica '{name}' is configured: `millstream teardown --replica {name}` takes its ledger away as well");
+            let message = format!(
+                "replica '{0}' is configured: `millstream teardown --replica {0}` takes its ledger away as well",
+                ledger::whole(name)
+            );
             Err(Error::new(ErrorKind::Config, message))
         }
     }
@@ -197,8 +200,9 @@ async fn clear_replica(config: &ReplicaConfig, report: Report<'_>) -> Result<Out
     for statement in put_off(&mut replica, &config.name).await? {
         report(Line::Note(format!("replica {}: put off until the copy was complete, and not built: {statement};", config.name)));
     }
-    let gone = sqlx::query("DELETE FROM millstream.replica WHERE name = $1")
+    let gone = sqlx::query("DELETE FROM millstream.replica WHERE name IN ($1, $2)")
         .bind(&config.name)
+        .bind(ledger::added(&config.name))
         .execute(&mut replica)
         .await
         .map_err(|e| classify(e, Side::Replica))?;
@@ -217,11 +221,14 @@ async fn clear_replica(config: &ReplicaConfig, report: Report<'_>) -> Result<Out
 }
 
 async fn put_off(replica: &mut PgConnection, name: &str) -> Result<Vec<String>> {
-    let rows = sqlx::query("SELECT statement FROM millstream.deferred_ddl WHERE replica = $1 AND NOT done ORDER BY ordinal")
-        .bind(name)
-        .fetch_all(replica)
-        .await
-        .map_err(|e| classify(e, Side::Replica))?;
+    let rows = sqlx::query(
+        "SELECT statement FROM millstream.deferred_ddl WHERE replica IN ($1, $2) AND NOT done ORDER BY replica, ordinal",
+    )
+    .bind(name)
+    .bind(ledger::added(name))
+    .fetch_all(replica)
+    .await
+    .map_err(|e| classify(e, Side::Replica))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 

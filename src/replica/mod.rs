@@ -70,6 +70,9 @@ pub struct Applied {
 /// A database that can be applied to: one for each configured replica.
 #[async_trait]
 pub trait ReplicaTarget: Send + Sync + 'static {
+    /// The same database under another row of the ledger.
+    fn named(&self, row: &str) -> Arc<dyn ReplicaTarget>;
+
     /// Connects, takes the lock, raises the apply epoch, reads the ledger.
     ///
     /// # Errors
@@ -134,6 +137,13 @@ pub trait Replica: Send {
     /// # Errors
     /// The connection's.
     async fn roll_back_large(&mut self) -> Result<()>;
+
+    /// Takes the tables of another row of the ledger, which stands at exactly the same place, under its own, and deletes that row: one replica
+    /// transaction.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Busy`] when it stands elsewhere; the server's. Nothing is changed then, and the replica can be applied to.
+    async fn take_in(&mut self, added: &str) -> Result<()>;
 
     /// Shows that this applier lives while it has nothing to write: called every [`KEEP_ALIVE`], outside of replica transactions. One that does not
     /// is taken for the orphan of a daemon that is gone, and another takes over.

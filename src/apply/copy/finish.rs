@@ -10,7 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::event::ApplyEpoch;
 use crate::failpoint;
 use crate::postgres::sql::{Side, classify, quote_table};
-use crate::replica::postgres::ledger::{CopyState, hold_epoch};
+use crate::replica::postgres::ledger::{CopyState, hold_epoch, whole};
 
 /// What is left to do once the replay has passed the last snapshot.
 pub(super) struct Finish {
@@ -42,15 +42,26 @@ impl Finish {
         }
         failpoint::hit("copy.going_live")?;
         self.go_live(&mut replica).await?;
-        tracing::info!(replica = self.replica.name, tables = tables.len(), "the first copy is complete: its tables are live");
-        self.meter.phase(CopyPhase::None);
+        if self.is_added() {
+            tracing::info!(replica = self.replica.name, tables = tables.len(), "the tables that were added are complete");
+            self.meter.phase(CopyPhase::CatchingUp);
+        } else {
+            tracing::info!(replica = self.replica.name, tables = tables.len(), "the first copy is complete: its tables are live");
+            self.meter.phase(CopyPhase::None);
+        }
         Ok(())
+    }
+
+    fn is_added(&self) -> bool {
+        whole(&self.replica.name) != self.replica.name
     }
 
     async fn build(&self, replica: &mut PgConnection) -> Result<()> {
         let rows = sqlx::query(
             // Not those of tables that a later `init` added and that are not loaded, nor of parents (which the ledger has no row of) of such.
+            // Those of tables that are added to others stand on the others' place, and wait for the meeting.
             "SELECT ordinal, table_schema, table_name, statement FROM millstream.deferred_ddl d WHERE replica = $1 AND NOT done \
+             AND (kind <> 'foreign_key' OR NOT $2) \
              AND NOT EXISTS (SELECT 1 FROM millstream.copied_table t WHERE t.replica = d.replica AND t.state IN ('pending', 'copying') \
                AND ((t.table_schema, t.table_name) = (d.table_schema, d.table_name) \
                  OR NOT EXISTS (SELECT 1 FROM millstream.copied_table o WHERE o.replica = d.replica \
@@ -58,6 +69,7 @@ impl Finish {
              ORDER BY array_position(ARRAY['index', 'unique', 'other', 'foreign_key'], kind), ordinal",
         )
         .bind(&self.replica.name)
+        .bind(self.is_added())
         .fetch_all(&mut *replica)
         .await
         .map_err(fail)?;
@@ -94,6 +106,42 @@ impl Finish {
         }
         transaction.commit().await.map_err(fail)
     }
+}
+
+/// Validates foreign keys that were made without reading their tables, when those that were added met the others. Applying goes on: this
+/// takes no lock that it needs.
+pub(super) async fn validate(replica: &mut PgConnection, name: &str, meter: &Meter) -> Result<()> {
+    let rows = sqlx::query(
+        "SELECT ordinal, statement FROM millstream.deferred_ddl WHERE replica = $1 AND kind = 'validate' ORDER BY ordinal",
+    )
+    .bind(name)
+    .fetch_all(&mut *replica)
+    .await
+    .map_err(fail)?;
+    let mut outcome = Ok(());
+    for (built, row) in rows.iter().enumerate() {
+        let (ordinal, statement): (i32, String) = (row.get(0), row.get(1));
+        meter.building(built as u64, rows.len() as u64);
+        match replica.execute(AssertSqlSafe(statement.as_str())).await {
+            Ok(_) => {}
+            // Somebody has dropped the key or its table.
+            Err(error) if error.as_database_error().and_then(|e| e.code()).is_some_and(|c| c == "42704" || c == "42P01") => {}
+            Err(error) => {
+                outcome = Err(fail(error)).at(|| statement.clone());
+                continue;
+            }
+        }
+        sqlx::query("DELETE FROM millstream.deferred_ddl WHERE replica = $1 AND ordinal = $2")
+            .bind(name)
+            .bind(ordinal)
+            .execute(&mut *replica)
+            .await
+            .map_err(fail)?;
+    }
+    if !rows.is_empty() {
+        meter.phase(CopyPhase::None);
+    }
+    outcome
 }
 
 fn fail(error: sqlx::Error) -> Error {

@@ -31,10 +31,9 @@
 //! Worked: chunk A is read at snapshot 100:103:101, chunk B later at 105:105:. Transaction 101 moves a row from A's range to B's.
 //! A does not see it, B does. Replay of 101: the old half is A's and not seen, the row is deleted; the new half is B's and seen, dropped.
 //!
-//! Tables added later are copied by the same steps while the replica's applier pauses; other replicas go on.
+//! Tables added to a replica that is live are copied by the same steps under a ledger row of their own, beside the others ([`crate::apply::added`]).
 //!
-//! Rejected: *LSN watermarks* (visibility order is not LSN order; rows are lost). *A reader of its own for tables added later*: two appliers of one
-//! replica would have to meet in one transaction; the pause costs freshness, not safety. *Emptying only the chunks that do not
+//! Rejected: *LSN watermarks* (visibility order is not LSN order; rows are lost). *Emptying only the chunks that do not
 //! see a TRUNCATE*: their ranges would be judged by the replica's collations.
 
 mod finish;
@@ -55,7 +54,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{CatchUp, FirstCopy};
+use crate::apply::{ApplyStatus, CatchUp, FirstCopy};
 use crate::capture::begin::publication_name;
 use crate::capture::heartbeat;
 use crate::capture::snapshot::TableReader;
@@ -67,6 +66,7 @@ use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, connect};
 use crate::preflight::init::{publication, slot};
 use crate::replica::postgres::CHECK_CLIENT;
+use crate::replica::postgres::added;
 use crate::replica::postgres::ledger::{self, CopyState};
 
 use progress::Meter;
@@ -106,6 +106,14 @@ impl PostgresCopy {
 
     async fn replica(&self) -> Result<PgConnection> {
         connect_replica(&self.replica).await
+    }
+
+    async fn rows(&self) -> Result<added::Rows> {
+        let look = async {
+            let mut replica = connect(&self.replica.connect, Side::Replica, APPLICATION).await?;
+            added::rows(&mut replica, &self.replica.name).await
+        };
+        within("looking at the ledger's rows", look).await
     }
 
     /// Tables that are not live, each looked at again: a definition that changed meanwhile sends it back to `pending`.
@@ -333,6 +341,38 @@ impl FirstCopy for PostgresCopy {
             Ok(pending.iter().any(|t| published.contains(&t.table)))
         };
         within("looking for tables to copy", look).await
+    }
+
+    fn of_added(&self, others: watch::Receiver<ApplyStatus>) -> Arc<dyn FirstCopy> {
+        let mut replica = self.replica.clone();
+        replica.name = ledger::added(&self.replica.name);
+        Arc::new(Self { source: self.source.clone(), replica, todo: Arc::default(), meter: self.meter.behind(others) })
+    }
+
+    async fn is_apart(&self) -> Result<bool> {
+        Ok(self.rows().await?.apart)
+    }
+
+    async fn may_set_apart(&self) -> Result<bool> {
+        Ok(self.rows().await?.live && self.wanted().await?)
+    }
+
+    async fn set_apart(&self, epoch: ApplyEpoch) -> Result<()> {
+        let look = async {
+            let mut replica = connect(&self.replica.connect, Side::Replica, APPLICATION).await?;
+            let mut source = connect(&self.source.connect, Side::Source, APPLICATION).await?;
+            let published = self.published(&mut source).await?;
+            let pending = state::tables(&mut replica, &self.replica.name).await?;
+            let ready = |t: &CopyTable| t.state == CopyState::Pending && published.contains(&t.table);
+            let tables: Vec<TableName> = pending.into_iter().filter(ready).map(|t| t.table).collect();
+            added::set_apart(&mut replica, &self.replica.name, epoch, &tables).await
+        };
+        within("setting tables apart", look).await
+    }
+
+    async fn validate(&self) -> Result<()> {
+        let mut replica = self.replica().await?;
+        finish::validate(&mut replica, &self.replica.name, &self.meter).await
     }
 
     fn has_work(&self) -> bool {

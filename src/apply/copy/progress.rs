@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::apply::ApplyStatus;
+use crate::apply::lag::now_us;
+
 /// What a first copy is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -77,7 +80,14 @@ pub(super) struct Meter {
     sender: watch::Sender<CopyProgress>,
     limit: Option<f64>,
     clock: Arc<Mutex<Clock>>,
+    /// Tables that are live already, whose changes go first.
+    others: Option<watch::Receiver<ApplyStatus>>,
 }
+
+/// Live tables that are later than this make a copy beside them go slowly.
+const LATE: Duration = Duration::from_secs(2);
+/// How much more slowly: so long for each piece.
+const GIVE_WAY: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 struct Clock {
@@ -94,7 +104,12 @@ impl Meter {
         let (sender, receiver) = watch::channel(CopyProgress::default());
         let now = Instant::now();
         let clock = Arc::new(Mutex::new(Clock { began: now, rows_before: 0, free_at: now }));
-        (Self { sender, limit: limit.map(|bytes| bytes.max(1) as f64), clock }, receiver)
+        (Self { sender, limit: limit.map(|bytes| bytes.max(1) as f64), clock, others: None }, receiver)
+    }
+
+    /// The same, of a copy beside tables that are live.
+    pub(super) fn behind(&self, others: watch::Receiver<ApplyStatus>) -> Self {
+        Self { others: Some(others), ..self.clone() }
     }
 
     fn clock(&self) -> std::sync::MutexGuard<'_, Clock> {
@@ -120,8 +135,11 @@ impl Meter {
         self.sender.send_modify(|p| *p = CopyProgress { phase: CopyPhase::Loading, ..from });
     }
 
-    /// Waits until bytes may pass under `copy_max_bytes_per_second`, a fixed limit that does not look at live changes. Takes turns in the order of asking.
+    /// Waits until bytes may pass: under `copy_max_bytes_per_second`, in turns in the order of asking, and while tables that are live are late, more slowly.
     pub(super) async fn pass(&self, bytes: usize) {
+        if self.others.as_ref().is_some_and(|others| others.borrow().lag.at(now_us()) > Some(LATE)) {
+            tokio::time::sleep(GIVE_WAY).await;
+        }
         let Some(limit) = self.limit else { return };
         let until = {
             let mut clock = self.clock();

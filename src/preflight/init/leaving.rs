@@ -14,7 +14,7 @@ use super::{Line, Report, Target};
 use crate::error::Result;
 use crate::event::TableName;
 use crate::postgres::sql::{Side, classify};
-use crate::replica::postgres::ledger::CopyState;
+use crate::replica::postgres::ledger::{CopyState, added};
 
 /// How long `init` waits for a running daemon to pass the place.
 const WAIT: Duration = Duration::from_secs(10);
@@ -107,24 +107,26 @@ async fn published_no_more(source: &mut PgConnection) -> Result<Option<String>> 
 /// True when the ledger has a table; `marked`: with the place that it leaves at.
 async fn has(replica: &mut PgConnection, name: &str, table: &TableName, marked: bool) -> Result<bool> {
     sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3 \
+        "SELECT EXISTS (SELECT 1 FROM millstream.copied_table WHERE replica IN ($1, $5) AND table_schema = $2 AND table_name = $3 \
          AND (NOT $4 OR live_after_lsn IS NOT NULL))",
     )
     .bind(name)
     .bind(&table.schema)
     .bind(&table.name)
     .bind(marked)
+    .bind(added(name))
     .fetch_one(replica)
     .await
     .map_err(|e| classify(e, Side::Replica))
 }
 
 async fn mark(replica: &mut PgConnection, name: &str, table: &TableName, here: &str) -> Result<()> {
-    sqlx::query("UPDATE millstream.copied_table SET live_after_lsn = $4::pg_lsn WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
+    sqlx::query("UPDATE millstream.copied_table SET live_after_lsn = $4::pg_lsn WHERE replica IN ($1, $5) AND table_schema = $2 AND table_name = $3")
         .bind(name)
         .bind(&table.schema)
         .bind(&table.name)
         .bind(here)
+        .bind(added(name))
         .execute(replica)
         .await
         .map(drop)
@@ -134,12 +136,13 @@ async fn mark(replica: &mut PgConnection, name: &str, table: &TableName, here: &
 /// Forgets a table that the replica has passed the end of. True when the ledger has it no longer.
 async fn forget(replica: &mut PgConnection, name: &str, table: &TableName) -> Result<bool> {
     let gone = sqlx::query(
-        "DELETE FROM millstream.copied_table c USING millstream.replica r WHERE r.name = c.replica AND c.replica = $1 \
+        "DELETE FROM millstream.copied_table c USING millstream.replica r WHERE r.name = c.replica AND c.replica IN ($1, $4) \
          AND c.table_schema = $2 AND c.table_name = $3 AND r.position::pg_lsn >= c.live_after_lsn",
     )
     .bind(name)
     .bind(&table.schema)
     .bind(&table.name)
+    .bind(added(name))
     .execute(&mut *replica)
     .await
     .map_err(|e| classify(e, Side::Replica))?;

@@ -148,11 +148,12 @@ pub async fn put_off_for(replica: &mut PgConnection, name: &str, tables: &[Table
     let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
     sqlx::query_scalar(
         "SELECT d.statement FROM millstream.deferred_ddl d JOIN unnest($2::text[], $3::text[]) u(s, t) \
-         ON d.table_schema = u.s AND d.table_name = u.t WHERE d.replica = $1 AND NOT d.done ORDER BY d.ordinal",
+         ON d.table_schema = u.s AND d.table_name = u.t WHERE d.replica IN ($1, $4) AND NOT d.done ORDER BY d.ordinal",
     )
     .bind(name)
     .bind(schemas)
     .bind(names)
+    .bind(ledger::added(name))
     .fetch_all(replica)
     .await
     .map_err(|e| classify(e, Side::Replica))
@@ -353,21 +354,23 @@ async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan
     let (schemas, tables): (Vec<&str>, Vec<&str>) = plan.gone.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
     sqlx::query(
         "WITH gone AS (DELETE FROM millstream.copy_chunk c USING unnest($2::text[], $3::text[]) u(s, t) \
-           WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t) \
+           WHERE c.replica IN ($1, $4) AND c.table_schema = u.s AND c.table_name = u.t) \
          UPDATE millstream.copied_table c SET state = 'leaving', live_after_lsn = NULL FROM unnest($2::text[], $3::text[]) u(s, t) \
-         WHERE c.replica = $1 AND c.table_schema = u.s AND c.table_name = u.t AND c.state <> 'live'",
+         WHERE c.replica IN ($1, $4) AND c.table_schema = u.s AND c.table_name = u.t AND c.state <> 'live'",
     )
     .bind(name)
     .bind(schemas)
     .bind(tables)
+    .bind(ledger::added(name))
     .execute(&mut *replica)
     .await?;
     sqlx::query(
-        "DELETE FROM millstream.deferred_ddl d WHERE d.replica = $1 AND (d.table_schema, d.table_name) IN (SELECT s, t FROM unnest($2::text[], $3::text[]) u(s, t))",
+        "DELETE FROM millstream.deferred_ddl d WHERE d.replica IN ($1, $4) AND (d.table_schema, d.table_name) IN (SELECT s, t FROM unnest($2::text[], $3::text[]) u(s, t))",
     )
     .bind(name)
     .bind(plan.gone.iter().map(|t| t.schema.as_str()).collect::<Vec<_>>())
     .bind(plan.gone.iter().map(|t| t.name.as_str()).collect::<Vec<_>>())
+    .bind(ledger::added(name))
     .execute(&mut *replica)
     .await?;
     put_off(replica, name, &plan.deferred).await

@@ -57,11 +57,14 @@ impl PostgresReplica {
     /// Makes a schema change in the open replica transaction. `enforced`: constraints may be pending in it.
     pub(super) async fn carry(&mut self, content: &[u8], enforced: bool) -> Result<()> {
         let change = SchemaChange::parse(content)?;
+        self.read_members().await?;
+        if self.is_added() && !self.concerns_added(&change)? {
+            return Ok(());
+        }
         if enforced {
             self.short(CHECKED).await?;
         }
         self.short(LOCKS).await?;
-        self.read_members().await?;
         match change.kind {
             Kind::Unknown => {
                 let note = change.note.as_deref().unwrap_or("no reason given");
@@ -89,6 +92,13 @@ impl PostgresReplica {
         state == Some(&CopyState::Live)
     }
 
+    /// What does not name a table of these is the other row's to carry, at its own place.
+    fn concerns_added(&self, change: &SchemaChange) -> Result<bool> {
+        let mine =
+            |facts: Option<Facts>| facts.is_some_and(|f| self.members.get(&f.table()).is_some_and(|s| *s != CopyState::Apart));
+        Ok(!matches!(change.kind, Kind::Unknown | Kind::Enum) && (mine(change.before()?) || mine(change.after()?)))
+    }
+
     fn is_ours(&self, facts: &Facts) -> bool {
         facts.published.contains(&publication_name(&self.source))
     }
@@ -103,7 +113,11 @@ impl PostgresReplica {
     }
 
     async fn carry_drop(&mut self, change: &SchemaChange) -> Result<()> {
-        let Some(before) = change.before()?.filter(|facts| self.members.contains_key(&facts.table())) else { return Ok(()) };
+        let Some(before) =
+            change.before()?.filter(|facts| self.members.get(&facts.table()).is_some_and(|state| *state != CopyState::Apart))
+        else {
+            return Ok(());
+        };
         let table = before.table();
         self.ddl(&format!("DROP TABLE IF EXISTS {}", quote_table(&table))).await?;
         tracing::info!(%table, "dropped, as on the source");

@@ -36,7 +36,23 @@ pub enum CopyState {
     Live,
     /// Not replicated any more before it was complete: what the log still holds of it is dropped.
     Leaving,
+    /// Under the replica's other row ([`added`]), which applies what the log holds of it. Never written.
+    Apart,
 }
+
+/// Name of the row that tables added to a live replica are kept under while they are copied. No configured name has such a character.
+#[must_use]
+pub fn added(replica: &str) -> String {
+    format!("{replica}{ADDED}")
+}
+
+/// The replica that a row, or a consumer, of this name belongs to.
+#[must_use]
+pub fn whole(name: &str) -> &str {
+    name.strip_suffix(ADDED).unwrap_or(name)
+}
+
+const ADDED: &str = "#added";
 
 impl CopyState {
     /// As the ledger writes it.
@@ -48,6 +64,7 @@ impl CopyState {
             Self::CatchingUp => "catching_up",
             Self::Live => "live",
             Self::Leaving => "leaving",
+            Self::Apart => "apart",
         }
     }
 
@@ -217,18 +234,40 @@ pub async fn hold_epoch_alone(connection: &mut PgConnection, name: &str, epoch: 
     row.map(drop).ok_or_else(|| fenced(name, epoch))
 }
 
-/// The tables of a replica and how far their first copy is.
+/// The tables of a replica, under both of its rows, and how far their first copy is.
 ///
 /// # Errors
 /// The server's; a halt with `ledger_damaged`.
 pub async fn tables(connection: &mut PgConnection, name: &str) -> Result<Vec<(TableName, CopyState)>> {
     let query = sqlx::query(
-        "SELECT table_schema, table_name, state FROM millstream.copied_table WHERE replica = $1 ORDER BY table_schema, table_name",
+        "SELECT table_schema, table_name, state FROM millstream.copied_table WHERE replica IN ($1, $2) ORDER BY table_schema, table_name",
     )
-    .bind(name);
+    .bind(whole(name))
+    .bind(added(whole(name)));
     let rows = within(SHORT_WAIT, "reading the ledger's tables", query.fetch_all(connection)).await?;
     rows.iter()
         .map(|row| Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), CopyState::parse(get(row, 2)?)?)))
+        .collect()
+}
+
+/// The tables of one row of a replica; those under its other row are [`CopyState::Apart`].
+///
+/// # Errors
+/// As [`tables`].
+pub async fn members(connection: &mut PgConnection, name: &str) -> Result<Vec<(TableName, CopyState)>> {
+    let query = sqlx::query(
+        "SELECT table_schema, table_name, state, replica = $1 FROM millstream.copied_table WHERE replica IN ($2, $3) \
+         ORDER BY table_schema, table_name",
+    )
+    .bind(name)
+    .bind(whole(name))
+    .bind(added(whole(name)));
+    let rows = within(SHORT_WAIT, "reading the ledger's tables", query.fetch_all(connection)).await?;
+    rows.iter()
+        .map(|row| {
+            let state = if get(row, 3)? { CopyState::parse(get(row, 2)?)? } else { CopyState::Apart };
+            Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), state))
+        })
         .collect()
 }
 

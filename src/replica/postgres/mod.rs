@@ -20,6 +20,8 @@
 //!
 //! Rejected: `ON CONFLICT DO UPDATE`: it hides conflicts, and on a table with a second unique key it may hit another row.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
@@ -30,6 +32,7 @@ use crate::config::ReplicaConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sql::{self, Side};
 
+pub mod added;
 pub mod blame;
 pub mod catalog;
 mod ddl;
@@ -71,6 +74,10 @@ impl PostgresTarget {
 
 #[async_trait]
 impl ReplicaTarget for PostgresTarget {
+    fn named(&self, row: &str) -> Arc<dyn ReplicaTarget> {
+        Arc::new(Self { config: ReplicaConfig { name: row.to_owned(), ..self.config.clone() } })
+    }
+
     async fn claim(&self) -> Result<(Box<dyn Replica>, ReplicaRow)> {
         let name = &self.config.name;
         let mut connection = sql::connect(&self.config.connect, Side::Replica, &format!("millstream apply {name}")).await?;

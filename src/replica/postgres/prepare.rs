@@ -62,11 +62,13 @@ impl PostgresReplica {
         if matches!(self.members.get(&schema.table), None | Some(CopyState::Pending | CopyState::Leaving)) {
             self.read_members().await?;
         }
-        if self.members.get(&schema.table) == Some(&CopyState::Leaving) {
-            self.leaving.insert(id);
+        let state = self.members.get(&schema.table);
+        // What a row of added tables does not have is the other row's to apply, or to halt at.
+        if matches!(state, Some(CopyState::Leaving | CopyState::Apart)) || (state.is_none() && self.is_added()) {
+            self.dropped.insert(id);
             return Ok(());
         }
-        self.leaving.remove(&id);
+        self.dropped.remove(&id);
         if self.members.get(&schema.table) == Some(&CopyState::Pending) {
             let message = format!("table {} has come to the replica and is to be copied first", schema.table);
             return Err(Error::new(ErrorKind::Busy, message));
@@ -93,27 +95,35 @@ impl PostgresReplica {
         Ok(())
     }
 
-    /// Changes without those of tables that leave before they were ever complete. Made anew only where there are such.
+    /// Changes without those that are dropped. Made anew only where there are such.
     pub(super) fn kept<'c>(&self, changes: &'c [Change]) -> Cow<'c, [Change]> {
-        if self.leaving.is_empty() {
+        let dropped = |id: &SchemaId| self.dropped.contains(id);
+        let touched = |change: &Change| match change {
+            Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => dropped(table),
+            Change::Truncate { tables, .. } => tables.iter().any(dropped),
+            Change::Message { .. } | Change::Schema { .. } => false,
+        };
+        if self.dropped.is_empty() || !changes.iter().any(touched) {
             return Cow::Borrowed(changes);
         }
         let keep = |change: &Change| match change {
-            Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => {
-                (!self.leaving.contains(table)).then(|| change.clone())
-            }
             Change::Truncate { tables, cascade, restart_identity } => {
-                let tables: Vec<_> = tables.iter().copied().filter(|table| !self.leaving.contains(table)).collect();
+                let tables: Vec<_> = tables.iter().copied().filter(|table| !dropped(table)).collect();
                 let (cascade, restart_identity) = (*cascade, *restart_identity);
                 (!tables.is_empty()).then_some(Change::Truncate { tables, cascade, restart_identity })
             }
-            Change::Message { .. } | Change::Schema { .. } => Some(change.clone()),
+            change => (!touched(change)).then(|| change.clone()),
         };
         Cow::Owned(changes.iter().filter_map(keep).collect())
     }
 
+    /// True for the row that tables added to a live replica are kept under.
+    pub(super) fn is_added(&self) -> bool {
+        ledger::whole(&self.name) != self.name
+    }
+
     pub(super) async fn read_members(&mut self) -> Result<()> {
-        let tables = ledger::tables(&mut self.connection, &self.name).await?;
+        let tables = ledger::members(&mut self.connection, &self.name).await?;
         self.members = tables.into_iter().collect();
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::ledger::CopyState;
 use super::plan::{Style, Tables, Work};
 use super::prepare::Mode;
 use super::write::{Moving, PATIENT_WAIT, STATEMENT_WAIT, Writer};
-use super::{blame, errors, ledger, plan};
+use super::{added, blame, errors, ledger, plan};
 use crate::apply::first_copy::Schemas;
 use crate::apply::merge::Batch;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -35,8 +35,8 @@ pub(super) struct PostgresReplica {
     pub(super) tables: Tables,
     /// Tables that the ledger knows.
     pub(super) members: HashMap<TableName, CopyState>,
-    /// Versions of tables whose changes are dropped, because they leave before they were ever live.
-    pub(super) leaving: HashSet<SchemaId>,
+    /// Versions of tables whose changes are dropped: they leave before they were ever live, or are under the replica's other row.
+    pub(super) dropped: HashSet<SchemaId>,
     moving: Moving,
     large: Option<Large>,
 }
@@ -116,6 +116,19 @@ impl Replica for PostgresReplica {
         self.roll_back().await
     }
 
+    async fn take_in(&mut self, added: &str) -> Result<()> {
+        match added::take_in(&mut self.connection, &self.name, added, self.epoch).await {
+            Ok(()) => {
+                self.forget_tables();
+                Ok(())
+            }
+            Err(error) => {
+                self.roll_back().await?;
+                Err(error)
+            }
+        }
+    }
+
     async fn keep_alive(&mut self) -> Result<()> {
         within(SHORT_WAIT, "showing a sign of life", self.connection.execute("SELECT 1")).await.map(drop)
     }
@@ -124,7 +137,7 @@ impl Replica for PostgresReplica {
         self.catalogs.clear();
         self.tables.clear();
         self.members.clear();
-        self.leaving.clear();
+        self.dropped.clear();
     }
 }
 
@@ -166,7 +179,7 @@ impl PostgresReplica {
             catalogs: HashMap::new(),
             tables: Tables::default(),
             members: HashMap::new(),
-            leaving: HashSet::new(),
+            dropped: HashSet::new(),
             moving: Moving::default(),
             large: None,
         }

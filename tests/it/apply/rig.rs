@@ -336,12 +336,8 @@ impl Rig {
         let (sender, receiver) = watch::channel(ApplyStatus::default());
         self.status = receiver;
         let cancel = CancellationToken::new();
-        let applier = Applier {
-            config: self.config.clone(),
-            target: Arc::new(self.target()),
-            queue: Arc::clone(&self.queue),
-            first_copy: self.first_copy.clone(),
-        };
+        let target = Arc::new(self.target());
+        let applier = Applier::new(self.config.clone(), target, Arc::clone(&self.queue), self.first_copy.clone());
         self.running = Some((cancel.clone(), tokio::spawn(run_apply(applier, cancel, sender))));
     }
 

@@ -1,5 +1,6 @@
 //! `init`, first copy, `teardown`, `--adopt`.
 
+mod added;
 mod adopt;
 mod dry_run;
 mod first;

@@ -76,6 +76,15 @@ async fn a_kill_at_every_named_place_loses_and_doubles_nothing() {
             // More than the memory given above.
             pair.source.execute("INSERT INTO bulk SELECT n, 9, md5(n::text) FROM generate_series(100000000, 100050000) n").await;
         }
+        if name.starts_with("added.") {
+            // Passed when a table is added, and when it meets the others.
+            let table = name.replace('.', "_");
+            let create = format!(
+                "CREATE TABLE {table} (id int PRIMARY KEY, n int); INSERT INTO {table} SELECT n, n FROM generate_series(1, 500) n"
+            );
+            pair.source.execute(&create).await;
+            pair.site.must(&["init"]).await;
+        }
         let passed = if BUSY.contains(&name.as_str()) { random.random_range(0..30) } else { 0 };
         die_at(&pair, name, passed).await;
     }
