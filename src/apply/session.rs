@@ -230,7 +230,11 @@ impl Session<'_> {
                 let meeting = Arc::clone(meeting);
                 if self.catch_up.is_none() && self.merger.open().is_empty() {
                     let stands_at = self.status.borrow().bytes_so_far;
-                    kept_alive(&mut *self.replica, async { Ok(meeting.arrive(stands_at).await) }).await?;
+                    let arrived = async {
+                        meeting.arrive(stands_at).await;
+                        Ok(())
+                    };
+                    kept_alive(&mut *self.replica, arrived).await?;
                 }
                 Ok(())
             }

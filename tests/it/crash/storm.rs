@@ -29,6 +29,7 @@ pub struct Blows {
     pub broker_kills: u64,
     pub broker_pauses: u64,
     pub clean_stops: u64,
+    pub tables_added: u64,
 }
 
 impl Blows {
@@ -95,6 +96,9 @@ pub async fn storm(seed: u64, until: Until, over: Over) -> Blows {
         Until::Elapsed(time) => began.elapsed() >= time,
     };
     while !ended(&blows) {
+        if random.random_ratio(1, 6) {
+            add_a_table(&mut random, &pair, &mut blows).await;
+        }
         // Often in the middle of a start, now and then after a quiet while.
         let calm = if random.random_ratio(1, 4) { 1500 } else { 400 };
         tokio::time::sleep(Duration::from_millis(random.random_range(5..calm))).await;
@@ -108,12 +112,44 @@ pub async fn storm(seed: u64, until: Until, over: Over) -> Blows {
             reader.verdict();
         }
     }
+    pair.site.must(&["init"]).await;
     println!("{blows:?} in {:.0} s, {} transactions", began.elapsed().as_secs_f32(), workload.tally.transactions());
     pair.verdict(workload, &reader).await;
+    let rows = "SELECT count(*) FROM millstream.replica";
+    crate::support::wait::until("tables that were added to be one with the others", CATCH_UP, async || {
+        pair.replica.value(rows).await == "1"
+    })
+    .await;
     assert!(reader.seen.steps.load(Ordering::Relaxed) > 3, "the reader saw no progress: {:?}", reader.seen);
     let last = daemon.expect("a daemon");
     assert_eq!(last.terminate().await.code(), Some(0));
     blows
+}
+
+/// A table with rows joins the pair, and those before it change: of a copy, of a meeting, in between. Servers may be down: what does not come now
+/// comes with the next.
+async fn add_a_table(random: &mut StdRng, pair: &Pair<'_>, blows: &mut Blows) {
+    const MOST: u64 = 10;
+    let (rows, part) = (random.random_range(1..20_000), random.random_range(0..5));
+    let number = blows.tables_added;
+    for other in 0..number {
+        let change = format!(
+            "UPDATE more_{other} SET n = n + 1 WHERE id % 5 = {part}; DELETE FROM more_{other} WHERE id = {rows} AND id > 1; \
+             INSERT INTO more_{other} VALUES ({rows}, 7) ON CONFLICT DO NOTHING"
+        );
+        drop(pair.source.query(&change).await);
+    }
+    if number < MOST {
+        let parent = number.checked_sub(1).map_or_else(String::new, |before| format!("REFERENCES more_{before}"));
+        let create = format!(
+            "CREATE TABLE more_{number} (id int PRIMARY KEY, n int, up int DEFAULT 1 {parent}); CREATE INDEX ON more_{number} (n); \
+             INSERT INTO more_{number} SELECT i, i FROM generate_series(1, {rows}) i"
+        );
+        if pair.source.query(&create).await.is_ok() {
+            blows.tables_added += 1;
+        }
+    }
+    pair.site.run(&["init"]).await;
 }
 
 async fn blow_at_the_broker(random: &mut StdRng, kafka: &Kafka, blows: &mut Blows) {
