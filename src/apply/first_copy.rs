@@ -52,11 +52,12 @@ pub trait FirstCopy: Send + Sync + 'static {
     /// Those of the replica.
     async fn set_apart(&self, epoch: ApplyEpoch) -> Result<()>;
 
-    /// Does what was put off until the tables that were added had met the others. What cannot be done is said and tried again at the next start.
+    /// Does what was put off until the tables that were added had met the others; `met` when they just have. What cannot be done is tried again at
+    /// the next start.
     ///
     /// # Errors
     /// Those of the replica.
-    async fn validate(&self) -> Result<()>;
+    async fn validate(&self, met: bool) -> Result<()>;
 
     /// True when the next [`Self::prepare`] begins with what the replay has found: no failure, so nothing to wait for.
     fn has_work(&self) -> bool {

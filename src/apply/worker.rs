@@ -232,11 +232,11 @@ async fn see_to_added(applier: &Applier, others: Option<added::Added>) -> std::c
     let (Some(copy), None) = (&applier.first_copy, &applier.meeting) else { return std::future::pending().await };
     if let Some(others) = others {
         others.meeting.ended().await;
-        let (validated, ()) = tokio::join!(copy.validate(), added::clear_up(applier, others));
+        let (validated, ()) = tokio::join!(copy.validate(true), added::clear_up(applier, others));
         said(&applier.config.name, validated);
     } else {
         // A daemon was killed behind the meeting.
-        said(&applier.config.name, copy.validate().await);
+        said(&applier.config.name, copy.validate(false).await);
     }
     std::future::pending().await
 }

@@ -370,7 +370,10 @@ impl FirstCopy for PostgresCopy {
         within("setting tables apart", look).await
     }
 
-    async fn validate(&self) -> Result<()> {
+    async fn validate(&self, met: bool) -> Result<()> {
+        if met {
+            self.meter.phase(CopyPhase::None);
+        }
         let mut replica = self.replica().await?;
         finish::validate(&mut replica, &self.replica.name, &self.meter).await
     }

@@ -65,11 +65,12 @@ async fn a_source_that_falls_silent_in_the_middle_of_a_chunk_does_not_hold_the_c
     let daemon = pair.start();
     pair.half_way().await;
     pair.to_source.set(Mode::Stall);
+    // In the middle of the data, or of an answer before it.
     let mend = || {
         pair.to_source.set(Mode::Pass);
         pair.to_source.reset();
     };
-    pair.goes_on(daemon, "first copy: table public.a, chunk 0: no copy data moved for", mend).await;
+    pair.goes_on(daemon, "first copy: table public.a, chunk 0: ", mend).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
