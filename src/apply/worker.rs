@@ -171,7 +171,9 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     tracing::info!(replica = config.name, epoch = row.apply_epoch.0, "claimed the replica");
     status.send_modify(|status| status.apply_epoch = Some(row.apply_epoch));
     let apart = match (&applier.first_copy, &applier.meeting) {
-        (Some(copy), None) => added::set_apart(applier, &**copy, &row).await.at(|| "tables that were added")?,
+        (Some(copy), None) => {
+            kept_alive(&mut *replica, added::set_apart(applier, &**copy, &row)).await.at(|| "tables that were added")?
+        }
         _ => false,
     };
     let catch_up = match &applier.first_copy {

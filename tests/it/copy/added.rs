@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::first::{COPIED, databases, live, same_keys, site};
 use crate::support::compare;
-use crate::support::daemon::Site;
+use crate::support::daemon::{Site, pair_configuration};
+use crate::support::kafka;
 use crate::support::postgres::PgDatabase;
 use crate::support::sql::{connect, query};
 use crate::support::wait::{LONG, until};
@@ -114,11 +115,25 @@ async fn a_table_that_is_added_is_copied_while_the_others_keep_their_lag() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_see_prefixes_when_an_added_table_meets_the_others_under_load() {
     let (source, replica) = databases().await;
-    source.execute(A).await;
     let site = site(&source, &replica, "");
+    meet_under_load(&source, &replica, site).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_kafka_as_well() {
+    let ((source, replica), broker) = tokio::join!(databases(), kafka::shared());
+    let configuration = pair_configuration(&source.url(), &replica.url(), &format!("kafka://{}", broker.brokers()))
+        .replace("tables = [\"public.*\"]", "tables = [\"public.*\"]\ncopy_chunk_rows = 40\nspill_dir = \"{folder}/spill\"");
+    let prefix = broker.prefix("added");
+    let site = Site::new(&format!("{configuration}\n[queue.kafka]\nreplication_factor = 1\ntopic_prefix = \"{prefix}\"\n"));
+    meet_under_load(&source, &replica, site).await;
+}
+
+async fn meet_under_load(source: &PgDatabase<'_>, replica: &PgDatabase<'_>, site: Site) {
+    source.execute(A).await;
     site.must(&["init"]).await;
     let daemon = site.start();
-    compare::equal(&source, &replica, LONG).await;
+    compare::equal(source, replica, LONG).await;
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..3)
         .map(|number| {
@@ -169,9 +184,9 @@ async fn readers_see_prefixes_when_an_added_table_meets_the_others_under_load() 
     for writer in writers {
         writer.await.unwrap();
     }
-    compare::equal(&source, &replica, LONG).await;
-    one_again(&site, &replica).await;
-    same_keys(&source, &replica).await;
+    compare::equal(source, replica, LONG).await;
+    one_again(&site, replica).await;
+    same_keys(source, replica).await;
     assert!(!site.all_logs().contains("apply halted"), "{}", site.all_logs());
     assert_eq!(daemon.terminate().await.code(), Some(0));
 }
