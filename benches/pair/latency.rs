@@ -45,7 +45,8 @@ pub async fn run(wish: &Wish, report: &mut Report) {
     report.extend(p99, false);
 }
 
-async fn sample(writer: &mut PgConnection, reader: &mut PgConnection, id: &mut i64) -> f64 {
+/// One row, from its commit to its sight, in milliseconds.
+pub async fn sample(writer: &mut PgConnection, reader: &mut PgConnection, id: &mut i64) -> f64 {
     *id += 1;
     let insert = sqlx::query("INSERT INTO beat VALUES ($1, 'light load')").bind(*id);
     writer.execute(insert).await.expect("an insert");

@@ -8,6 +8,7 @@
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
 
+mod added;
 mod copy;
 mod drain;
 mod latency;
@@ -84,7 +85,7 @@ async fn main() -> ExitCode {
         Ok(wish) => wish,
         Err(text) => {
             eprintln!(
-                "bench: {text}\nusage: [--quick] [--rounds N] [--changes N] [--only drain|latency|memory|copy] [--json FILE] [--markdown FILE]"
+                "bench: {text}\nusage: [--quick] [--rounds N] [--changes N] [--only drain|latency|added|memory|copy] [--json FILE] [--markdown FILE]"
             );
             return ExitCode::from(2);
         }
@@ -95,6 +96,9 @@ async fn main() -> ExitCode {
     }
     if wish.wants("latency") {
         latency::run(&wish, &mut report).await;
+    }
+    if wish.wants("added") {
+        added::run(&wish, &mut report).await;
     }
     if wish.wants("memory") {
         memory::run(&wish, &mut report).await;

@@ -5,7 +5,7 @@
 //! [`worker`] claims the replica and starts over after failures → [`read`] reads ahead → [`merge`] collects whole
 //! transactions → the replica plans ([`compact`] per key, [`runs`] in order) and writes → [`session`] reports what is
 //! committed to the queue ([`progress`]) and to everybody else ([`status`], [`lag`]). [`first_copy`] is what a first copy and the
-//! replay of the log behind it need of each other.
+//! replay of the log behind it need of each other; [`added`] works on tables that come to a live replica, in a session beside the others'.
 
 pub mod added;
 pub mod compact;
