@@ -354,10 +354,11 @@ fn gist(added: &[TableName], removed: &[TableName]) -> String {
         let more = if tables.len() > 5 { ", …" } else { "" };
         format!("{}{more}", names.join(", "))
     };
+    let tables = |n: usize| if n == 1 { "table" } else { "tables" };
     match (added.len(), removed.len()) {
         (0, 0) => "settings".to_owned(),
-        (n, 0) => format!("{n} new tables ({})", list(added)),
-        (0, m) => format!("{m} tables not replicated any more ({})", list(removed)),
-        (n, m) => format!("{n} new tables ({}), {m} not replicated any more ({})", list(added), list(removed)),
+        (n, 0) => format!("{n} new {} ({})", tables(n), list(added)),
+        (0, m) => format!("{m} {} not replicated any more ({})", tables(m), list(removed)),
+        (n, m) => format!("{n} new {} ({}), {m} not replicated any more ({})", tables(n), list(added), list(removed)),
     }
 }
