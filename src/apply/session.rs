@@ -81,6 +81,15 @@ pub enum Beside {
     Added(Arc<Meeting>),
 }
 
+/// Why a session ended though nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Asked,
+    /// A later `init` has added tables.
+    TablesFound,
+}
+
 /// What to do next.
 enum Next {
     Batch(Batch),
@@ -94,14 +103,14 @@ impl Session<'_> {
     ///
     /// # Errors
     /// Always, in the end.
-    pub async fn run(&mut self, cancel: &CancellationToken, copy_wanted: &CancellationToken) -> Result<()> {
+    pub async fn run(&mut self, cancel: &CancellationToken, copy_wanted: &CancellationToken) -> Result<Ended> {
         loop {
             self.meet(cancel).await?;
             let next = tokio::select! {
                 biased;
-                () = cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "asked to end")),
+                () = cancel.cancelled() => return Ok(Ended::Asked),
                 // A huge transaction that is half written would be written again.
-                () = copy_wanted.cancelled(), if !self.large => return Err(Error::new(ErrorKind::Busy, "new tables are to be copied")),
+                () = copy_wanted.cancelled(), if !self.large => return Ok(Ended::TablesFound),
                 next = self.next() => next?,
             };
             match next {

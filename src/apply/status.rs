@@ -74,6 +74,8 @@ pub struct ApplyStatus {
     pub error: Option<String>,
     /// The same of tables that are being added.
     pub added: Option<(Option<HaltCode>, String)>,
+    /// Why a foreign key of tables that were added is not validated yet.
+    pub not_validated: Option<String>,
 }
 
 impl ApplyStatus {

@@ -22,7 +22,7 @@ use super::first_copy::{FirstCopy, Schemas};
 use super::merge::Merger;
 use super::progress::Reporter;
 use super::read::{Decoder, ReadAhead};
-use super::session::{Beside, Session, check_stream};
+use super::session::{Beside, Ended, Session, check_stream};
 use super::status::{ApplyState, ApplyStatus, Rate};
 use crate::config::ReplicaConfig;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -91,7 +91,11 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
         let began = Instant::now();
         let (before, position) = (status.borrow().batches, status.borrow().position);
         let error = match attempt(&applier, &cancel, &status).await {
-            Ok(()) => break,
+            Ok(Ended::Asked) => break,
+            Ok(Ended::TablesFound) => {
+                tracing::info!(replica = applier.config.name, "tables are to be copied; apply begins anew with them");
+                continue;
+            }
             Err(error) => error.context(format!("replica '{}'", applier.config.name)),
         };
         // A claim that finds the ledger further on shows that a commit went in whose answer was lost.
@@ -145,8 +149,8 @@ fn next_attempt(
     })
 }
 
-/// One session, from claim to failure; `Ok` when cancelled.
-async fn attempt(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<()> {
+/// One session, from claim to failure.
+async fn attempt(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<Ended> {
     let work = session(applier, cancel, status);
     tokio::pin!(work);
     tokio::select! {
@@ -161,10 +165,10 @@ async fn attempt(applier: &Applier, cancel: &CancellationToken, status: &watch::
         Ok(_) => {}
         Err(_) => tracing::warn!("the replica did not answer in time; what was not committed is rolled back"),
     }
-    Ok(())
+    Ok(Ended::Asked)
 }
 
-async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<()> {
+async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<Ended> {
     let config = &applier.config;
     let (mut replica, row) = applier.target.claim().await?;
     check_stream(row.stream, row.cursor.as_ref())?;
@@ -225,28 +229,34 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     tokio::select! {
         ended = session.run(cancel, &copy_wanted) => ended,
         never = look_for_tables(applier.first_copy.as_deref(), &config.name, &copy_wanted) => match never {},
-        never = see_to_added(applier, others) => match never {},
+        never = see_to_added(applier, others, status) => match never {},
     }
 }
 
 /// Waits for tables that were added to be one with the others, and does what is left to do then.
-async fn see_to_added(applier: &Applier, others: Option<added::Added>) -> std::convert::Infallible {
+async fn see_to_added(
+    applier: &Applier,
+    others: Option<added::Added>,
+    status: &watch::Sender<ApplyStatus>,
+) -> std::convert::Infallible {
     let (Some(copy), None) = (&applier.first_copy, &applier.meeting) else { return std::future::pending().await };
     if let Some(others) = others {
         others.meeting.ended().await;
         let (validated, ()) = tokio::join!(copy.validate(true), added::clear_up(applier, others));
-        said(&applier.config.name, validated);
+        said(status, validated);
     } else {
         // A daemon was killed behind the meeting.
-        said(&applier.config.name, copy.validate(false).await);
+        said(status, copy.validate(false).await);
     }
     std::future::pending().await
 }
 
-fn said(replica: &str, validated: Result<()>) {
-    if let Err(error) = validated {
-        tracing::warn!(replica, %error, "a foreign key could not be validated; tried again at the next start");
+fn said(status: &watch::Sender<ApplyStatus>, validated: Result<()>) {
+    if let Err(error) = &validated {
+        let replica = status.borrow().replica.clone();
+        tracing::warn!(replica, %error, "a foreign key could not be validated; tried again when apply begins anew");
     }
+    status.send_modify(|status| status.not_validated = validated.err().map(|error| error.to_string()));
 }
 
 /// Says when a later `init` has added tables, so that the session ends and the next one begins with their copy. A look that fails is no

@@ -148,6 +148,9 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     if let Some(copy) = &replica.copy {
         page.text("first copy", &copying(copy));
     }
+    if let Some(why) = &replica.not_validated {
+        page.text("not valid", why);
+    }
     trouble(page, replica.halt.as_ref(), replica.error.as_deref(), replica.remedy.as_deref());
 }
 

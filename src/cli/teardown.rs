@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::daemon::open_queue;
 use crate::error::Result;
 use crate::preflight::init::Outcome;
-use crate::preflight::teardown::{TeardownOptions, describe, teardown};
+use crate::preflight::teardown::{TeardownOptions, describe, look, teardown};
 
 /// For `--help`.
 pub const EXAMPLE: &str = "\
@@ -41,7 +41,14 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     super::init::as_the_daemons_user(&config)?;
     let options = TeardownOptions { source: arguments.source, replica: arguments.replica, consumer: arguments.consumer };
     let lines = describe(&config, &options)?;
-    if !arguments.yes {
+    let mut printed = Ok(());
+    let mut report = |line| {
+        if printed.is_ok() {
+            printed = tell(line);
+        }
+    };
+    let quiet = look(&config, &options, &mut report).await?;
+    if !arguments.yes && quiet.is_some() {
         announce(&lines);
         if !io::stdin().is_terminal() {
             complain("millstream: nobody is there to be asked; say --yes");
@@ -52,14 +59,12 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
             return Ok(Exit::Bad);
         }
     }
-    let queue = open_queue(&config.queue)?;
-    let mut printed = Ok(());
-    let mut report = |line| {
-        if printed.is_ok() {
-            printed = tell(line);
-        }
+    let Some(quiet) = quiet else {
+        printed?;
+        return Ok(Exit::Bad);
     };
-    let outcome = teardown(&config, &queue, &options, &mut report).await;
+    let queue = open_queue(&config.queue)?;
+    let outcome = teardown(&config, &queue, &options, quiet, &mut report).await;
     printed?;
     Ok(match outcome? {
         Outcome::Unchanged => {

@@ -102,6 +102,7 @@ impl Control {
             bytes: apply.bytes,
             batches: apply.batches,
             copy: view.copy.as_ref().and_then(|copy| copying(&copy.borrow())),
+            not_validated: apply.not_validated,
             halt: apply.halt.map(halt),
             remedy: remedy(apply.halt.or(added.and_then(|(halt, _)| *halt)), error.as_ref()),
             error,

@@ -244,6 +244,8 @@ pub struct Replica {
     pub batches: u64,
     /// The first copy, while there is one.
     pub copy: Option<Copy>,
+    /// Why a foreign key of tables that were added is `NOT VALID` still; it holds for new rows, and validating is tried again when apply begins anew.
+    pub not_validated: Option<String>,
     /// Why it is halted.
     pub halt: Option<Halt>,
     /// Last failure in words; kept until work goes on.

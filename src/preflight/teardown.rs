@@ -57,11 +57,39 @@ pub fn describe(config: &Config, options: &TeardownOptions) -> Result<Vec<String
     Ok(lines)
 }
 
-/// Takes it away. [`Outcome::Refused`], with nothing done, while a daemon works on it.
+/// Nobody works on what is to be taken away, and with the embedded queue nobody can begin to while this lives.
+pub struct Quiet(#[expect(dead_code, reason = "held, not read")] Option<Daemons>);
+
+/// Looks for daemons that work on it, before anybody is asked whether they mean it. `None` when there is one, reported as refused.
+///
+/// # Errors
+/// As [`describe`]; [`crate::ErrorKind::Storage`] for a queue's folder that cannot be locked.
+pub async fn look(config: &Config, options: &TeardownOptions, report: Report<'_>) -> Result<Option<Quiet>> {
+    if options.consumer.is_some() {
+        return Ok(Some(Quiet(None)));
+    }
+    let selected = select(config, options.source.as_deref(), options.replica.as_deref())?;
+    match running::look(config, &selected, options.replica.is_none()).await? {
+        Daemons::Working(who) => {
+            let stop = "stop that daemon first (systemctl stop millstream) and run teardown again; nothing was changed";
+            who.into_iter().for_each(|who| report(Line::Refused(format!("{who}: {stop}"))));
+            Ok(None)
+        }
+        quiet @ Daemons::None(_) => Ok(Some(Quiet(Some(quiet)))),
+    }
+}
+
+/// Takes it away.
 ///
 /// # Errors
 /// As [`describe`]; that of a part that could not be reached or did not let go, once everything else is gone.
-pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &TeardownOptions, report: Report<'_>) -> Result<Outcome> {
+pub async fn teardown(
+    config: &Config,
+    queue: &Arc<dyn Queue>,
+    options: &TeardownOptions,
+    quiet: Quiet,
+    report: Report<'_>,
+) -> Result<Outcome> {
     let mut outcome = Outcome::Unchanged;
     let mut note = |done: Outcome| {
         if done != Outcome::Unchanged {
@@ -76,14 +104,6 @@ pub async fn teardown(config: &Config, queue: &Arc<dyn Queue>, options: &Teardow
     }
     let whole = options.replica.is_none();
     let selected = select(config, options.source.as_deref(), options.replica.as_deref())?;
-    let quiet = match running::look(config, &selected, whole).await? {
-        Daemons::Working(who) => {
-            let stop = "stop that daemon first (systemctl stop millstream) and run teardown again; nothing was changed";
-            who.into_iter().for_each(|who| report(Line::Refused(format!("{who}: {stop}"))));
-            return Ok(Outcome::Refused);
-        }
-        quiet @ Daemons::None(_) => quiet,
-    };
     let mut remains: Option<ErrorKind> = None;
     // Of several, one that waiting does not mend says more.
     let mut left = |kind: ErrorKind| {

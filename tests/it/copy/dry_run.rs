@@ -1,5 +1,5 @@
 use millstream::preflight::init::{Adopt, InitOptions, Line, Outcome};
-use millstream::preflight::teardown::{TeardownOptions, teardown};
+use millstream::preflight::teardown::{TeardownOptions, look, teardown};
 
 use super::Pair;
 
@@ -78,6 +78,7 @@ async fn a_refused_adoption_says_what_stands_and_what_undoes_it() {
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'millstream_{name}%'");
     assert_eq!(pair.source.value(&slots).await, "1");
     let options = TeardownOptions { source: Some(name), ..TeardownOptions::default() };
-    assert_eq!(teardown(&pair.config, &pair.queue, &options, &mut |_| {}).await.unwrap(), Outcome::Changed);
+    let quiet = look(&pair.config, &options, &mut |_| {}).await.unwrap().expect("no daemon");
+    assert_eq!(teardown(&pair.config, &pair.queue, &options, quiet, &mut |_| {}).await.unwrap(), Outcome::Changed);
     assert_eq!(pair.source.value(&slots).await, "0");
 }

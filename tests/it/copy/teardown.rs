@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use millstream::error::{ErrorKind, Result};
 use millstream::preflight::init::{Line, Outcome};
-use millstream::preflight::teardown::{TeardownOptions, teardown};
+use millstream::preflight::teardown::{TeardownOptions, look, teardown};
 
 use super::Pair;
 use crate::support::compare;
@@ -11,7 +11,11 @@ use crate::support::postgres::{shared, shared_replica};
 
 async fn attempt(pair: &Pair) -> (Result<Outcome>, Vec<Line>) {
     let mut lines = Vec::new();
-    let done = teardown(&pair.config, &pair.queue, &TeardownOptions::default(), &mut |line| lines.push(line)).await;
+    let (options, mut report) = (TeardownOptions::default(), |line| lines.push(line));
+    let done = match look(&pair.config, &options, &mut report).await.unwrap() {
+        Some(quiet) => teardown(&pair.config, &pair.queue, &options, quiet, &mut report).await,
+        None => Ok(Outcome::Refused),
+    };
     (done, lines)
 }
 
