@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Row as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -13,8 +12,9 @@ use super::sequences;
 use crate::capture::publication_name;
 use crate::config::SourceConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Body, QueueOffset, Record, RecordNumber, TableName};
+use crate::event::{Body, QueueOffset, Record, RecordNumber};
 use crate::postgres::sql::{Side, connect};
+use crate::preflight::init::resolve;
 use crate::preflight::tables::TablePatterns;
 use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
 
@@ -146,30 +146,24 @@ async fn look_at_end(stream: &str, queue: &Arc<dyn Queue>) -> Result<Option<End>
     Ok(Some(End { number: header.number, bytes_total, changes_total }))
 }
 
-/// Ordinary tables and leaves of partitioned ones, and whether the publication lists them.
-const TABLES: &str = "
-    SELECT n.nspname::text, c.relname::text
-      FROM pg_catalog.pg_class c
-      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-     WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-       AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'millstream')
-       AND EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)
-       AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-                        WHERE p.pubname = $1 AND r.prrelid = c.oid)
-     ORDER BY 1, 2";
+const PUBLISHED: &str = "
+    SELECT ARRAY(SELECT r.prrelid::int8 FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid)
+      FROM pg_catalog.pg_publication p WHERE p.pubname = $1";
 
+/// Tables that match, as `init` reads the patterns, and are not in the publication; none where there is no publication yet.
 async fn look_at_catalog(config: &SourceConfig) -> Result<(Vec<String>, Vec<Sequence>)> {
     let patterns = TablePatterns::parse(&config.tables)?;
     let mut connection = connect(&config.connect, Side::Source, "millstream status").await?;
     let failed = |error: sqlx::Error| Error::new(ErrorKind::Connection, "cannot list the source's tables").with_source(error);
     let publication = publication_name(&config.name);
-    let rows = sqlx::query(TABLES).bind(&publication).fetch_all(&mut connection).await.map_err(failed)?;
+    let published: Option<Vec<i64>> =
+        sqlx::query_scalar(PUBLISHED).bind(&publication).fetch_optional(&mut connection).await.map_err(failed)?;
     let mut found = BTreeSet::new();
-    for row in rows {
-        let table = TableName::new(row.try_get::<String, _>(0).map_err(failed)?, row.try_get::<String, _>(1).map_err(failed)?);
-        if patterns.matches(&table) {
-            found.insert(table.to_string());
-        }
+    if let Some(published) = published {
+        let resolved = resolve(&mut connection, &patterns).await?;
+        let missing = resolved.tables.iter().filter(|table| !published.contains(&i64::from(table.oid)));
+        found.extend(missing.map(|table| table.name.to_string()));
+        found.extend(resolved.refused.iter().map(|(name, _)| name.to_string()));
     }
     let sequences = sequences::look(&mut connection, &config.name).await?;
     sqlx::Connection::close(connection).await.map_err(failed)?;

@@ -63,7 +63,7 @@ pub struct Quiet(#[expect(dead_code, reason = "held, not read")] Option<Daemons>
 /// Looks for daemons that work on it, before anybody is asked whether they mean it. `None` when there is one, reported as refused.
 ///
 /// # Errors
-/// As [`describe`]; [`crate::ErrorKind::Storage`] for a queue's folder that cannot be locked.
+/// As [`describe`]; those of the queue's folder.
 pub async fn look(config: &Config, options: &TeardownOptions, report: Report<'_>) -> Result<Option<Quiet>> {
     if options.consumer.is_some() {
         return Ok(Some(Quiet(None)));

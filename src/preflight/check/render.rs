@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::finding::{Finding, Place, Report, Severity, Side};
+use super::finding::{Finding, Place, Remedy, Report, Severity, Side};
 
 const WIDTH: usize = 80;
 const INDENT: &str = "              ";
@@ -12,7 +12,8 @@ const INDENT: &str = "              ";
 pub fn table(report: &Report) -> String {
     let mut out = String::new();
     let mut heading = String::new();
-    for finding in &report.findings {
+    for group in grouped(&report.findings) {
+        let finding = group[0];
         let side = match finding.side {
             Side::Source => "source",
             Side::Queue => "queue",
@@ -23,7 +24,7 @@ pub fn table(report: &Report) -> String {
             line(&mut out, &format!("{}{now}", if heading.is_empty() { "" } else { "\n" }));
             heading = now;
         }
-        row(&mut out, finding);
+        row(&mut out, &group);
     }
     line(&mut out, "");
     line(&mut out, &verdict(report));
@@ -41,9 +42,39 @@ fn verdict(report: &Report) -> String {
     parts.map(|(n, word)| format!("{n} {word}")).collect::<Vec<_>>().join(", ")
 }
 
-fn row(out: &mut String, finding: &Finding) {
+/// Findings that say the same of several objects, together at the place of the first: a schema of a hundred tables without keys is one thing to mend.
+fn grouped(findings: &[Finding]) -> Vec<Vec<&Finding>> {
+    let mut groups: Vec<Vec<&Finding>> = Vec::new();
+    for finding in findings {
+        match groups.iter_mut().find(|group| says_the_same(group[0], finding)) {
+            Some(group) => group.push(finding),
+            None => groups.push(vec![finding]),
+        }
+    }
+    groups
+}
+
+fn says_the_same(a: &Finding, b: &Finding) -> bool {
+    let words = |f: &Finding| (f.severity, f.what.clone(), f.why.clone());
+    let place = |f: &Finding| f.remedy.as_ref().map(|remedy| (remedy.place, remedy.restart));
+    let of = |f: &Finding| (f.side, f.name.clone(), f.check);
+    a.object.is_some() && b.object.is_some() && of(a) == of(b) && words(a) == words(b) && place(a) == place(b)
+}
+
+/// The objects of a group: all of them, unless the steps of their remedies are printed and name them.
+fn objects(group: &[&Finding]) -> String {
+    let names: Vec<&str> = group.iter().filter_map(|finding| finding.object.as_deref()).collect();
+    let printed = group[0].remedy.as_ref().is_some_and(|remedy| remedy.place != Place::Person);
+    match names.as_slice() {
+        [first, second, third, _, _, ..] if printed => format!("{first}, {second}, {third} and {} more", names.len() - 3),
+        all => all.join(", "),
+    }
+}
+
+fn row(out: &mut String, group: &[&Finding]) {
+    let finding = group[0];
     let what = match &finding.object {
-        Some(object) => format!("{object}: {}", finding.what),
+        Some(_) => format!("{}: {}", objects(group), finding.what),
         None => finding.what.clone(),
     };
     let first = format!("  {:<6} {}: {what}", finding.severity.label(), finding.check);
@@ -54,7 +85,8 @@ fn row(out: &mut String, finding: &Finding) {
     if !finding.why.is_empty() {
         wrap(out, &format!("         why  {}", finding.why), INDENT);
     }
-    let Some(remedy) = &finding.remedy else { return };
+    let remedies: Vec<&Remedy> = group.iter().filter_map(|finding| finding.remedy.as_ref()).collect();
+    let Some(remedy) = remedies.first() else { return };
     let place = match remedy.place {
         Place::SourceSql => "on the source",
         Place::ReplicaSql => "on the replica",
@@ -66,9 +98,20 @@ fn row(out: &mut String, finding: &Finding) {
     };
     let restart = if remedy.restart { ", then restart that server" } else { "" };
     wrap(out, &format!("         do   {place}{restart}:"), INDENT);
-    for step in &remedy.steps {
+    let mut steps: Vec<&str> = Vec::new();
+    for step in remedies.iter().flat_map(|remedy| &remedy.steps) {
+        if !steps.contains(&step.as_str()) {
+            steps.push(step);
+        }
+    }
+    // What is said to a person is an example; what is to be run is whole.
+    let shown = if remedy.place == Place::Person && group.len() > 3 { 2 } else { steps.len() };
+    for step in steps.iter().take(shown) {
         // Never wrapped: it is to be copied.
         step.lines().for_each(|text| line(out, &format!("{INDENT}{text}")));
+    }
+    if shown < steps.len() {
+        line(out, &format!("{INDENT}and so on for the others"));
     }
 }
 
@@ -96,4 +139,39 @@ fn wrap(out: &mut String, text: &str, indent: &str) {
         fresh = false;
     }
     line(out, &current);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Findings;
+    use super::*;
+
+    fn rendered(place: Place) -> String {
+        let mut findings = Findings::new(Side::Source, "shop");
+        for table in ["a", "b", "c", "d", "e"] {
+            findings.error("identity", "no key", "refused", Some(Remedy::at(place, format!("ALTER TABLE {table} …"))));
+            findings.about(table);
+            findings.ok("other", "fine");
+        }
+        findings.error("identity", "another", "refused", None);
+        findings.about("f");
+        table(&Report { version: 1, findings: findings.into_list() })
+    }
+
+    #[test]
+    fn what_is_the_same_of_many_tables_is_said_once_with_every_statement() {
+        let text = rendered(Place::SourceSql);
+        assert_eq!(text.matches("no key").count(), 1, "{text}");
+        assert_eq!(text.matches("ALTER TABLE").count(), 5, "{text}");
+        assert!(text.contains("ERROR  identity: a, b, c and 2 more: no key"), "{text}");
+        assert!(text.contains("ERROR  identity: f: another") && text.contains("6 wrong, 5 fine"), "{text}");
+    }
+
+    #[test]
+    fn what_a_person_has_to_think_about_names_every_table_and_shows_the_way_by_example() {
+        let text = rendered(Place::Person);
+        assert!(text.contains("ERROR  identity: a, b, c, d, e: no key"), "{text}");
+        assert_eq!(text.matches("ALTER TABLE").count(), 2, "{text}");
+        assert!(text.contains("and so on for the others"), "{text}");
+    }
 }

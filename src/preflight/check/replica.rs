@@ -1,5 +1,7 @@
 //! What a replica must have: the rights to write, tables that take every row the source has, and nothing that fires on its own.
 
+use std::collections::BTreeSet;
+
 use sqlx::PgConnection;
 
 use super::connect::connect;
@@ -8,6 +10,7 @@ use super::server::{self, ServerFacts};
 use super::{replica_fit, replica_tables, trust};
 use crate::config::ReplicaConfig;
 use crate::error::{Error, Result};
+use crate::event::TableName;
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::preflight::init::Blueprint;
 use crate::preflight::tables::TablePatterns;
@@ -57,13 +60,31 @@ async fn look(
     ledger_right(findings, connection, &facts, initialized).await.map_err(sql_error)?;
     let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
     extensions(findings, connection, source).await.map_err(sql_error)?;
-    let patterns = TablePatterns::parse(source.tables)?;
+    let picks = Picks::of(source)?;
     let context = replica_tables::Context { facts: &facts, replica_role, initialized };
-    replica_tables::check(findings, connection, &patterns, &context).await.map_err(sql_error)?;
-    trust::check(findings, connection, &patterns, source.blueprint, &facts, initialized).await.map_err(sql_error)?;
+    replica_tables::check(findings, connection, &picks, &context).await.map_err(sql_error)?;
+    trust::check(findings, connection, &picks, source.blueprint, &facts, initialized).await.map_err(sql_error)?;
     match source.blueprint {
         Some(blueprint) => replica_fit::check(findings, connection, blueprint, &facts, initialized).await,
         None => Ok(()),
+    }
+}
+
+/// The tables of a replica that its source's are applied to, as far as the source could be asked.
+pub(super) struct Picks<'a> {
+    patterns: TablePatterns,
+    /// A leaf follows the partitioned table above it, which only the source's catalog tells.
+    known: BTreeSet<&'a TableName>,
+}
+
+impl<'a> Picks<'a> {
+    fn of(source: &SourceSide<'a>) -> Result<Self> {
+        let known = source.blueprint.iter().flat_map(|blueprint| &blueprint.tables).map(|table| &table.table).collect();
+        Ok(Self { patterns: TablePatterns::parse(source.tables)?, known })
+    }
+
+    pub(super) fn matches(&self, table: &TableName) -> bool {
+        self.known.contains(table) || self.patterns.matches(table)
     }
 }
 

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
+use super::replica::Picks;
 use super::server::ServerFacts;
 use crate::event::TableName;
 use crate::postgres::sql::quote_ident as quote;
 use crate::preflight::emptying;
-use crate::preflight::tables::TablePatterns;
 
 const TABLES: &str = "\
 SELECT c.oid::int8, n.nspname::text, c.relname::text, \
@@ -39,7 +39,7 @@ struct ReplicaTable {
 pub(super) async fn check(
     findings: &mut Findings,
     connection: &mut PgConnection,
-    patterns: &TablePatterns,
+    picks: &Picks<'_>,
     context: &Context<'_>,
 ) -> sqlx::Result<()> {
     let Context { facts, replica_role, initialized } = *context;
@@ -48,7 +48,7 @@ pub(super) async fn check(
     for row in sqlx::query(TABLES).fetch_all(&mut *connection).await? {
         let (schema, name): (String, String) = (row.get(1), row.get(2));
         let table_name = TableName::new(&schema, &name);
-        if !patterns.matches(&table_name) {
+        if !picks.matches(&table_name) {
             continue;
         }
         ours.insert(table_name.clone());

@@ -10,10 +10,10 @@ use super::server::{self, ServerFacts};
 use super::source_tables;
 use super::standbys;
 use crate::config::SourceConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::postgres::{Mode, PgClient, ServerError};
-use crate::preflight::init::{Blueprint, resolve};
+use crate::preflight::init::{Blueprint, Resolved, resolve};
 use crate::preflight::tables::TablePatterns;
 
 /// A transaction older than this is named: making a slot, and the first copy, wait for it.
@@ -60,23 +60,21 @@ async fn look(
     standbys::check(findings, connection, &facts).await.map_err(sql_error)?;
     long_transactions(findings, long_transaction, connection).await.map_err(sql_error)?;
     let patterns = TablePatterns::parse(&source.tables)?;
-    source_tables::check(findings, source, &patterns, connection, &facts).await.map_err(sql_error)?;
-    blueprint(findings, connection, &patterns).await?;
+    let resolved = resolve(connection, &patterns).await?;
+    source_tables::check(findings, source, &resolved, connection, &facts).await.map_err(sql_error)?;
+    blueprint(findings, &source.name, connection, &resolved).await?;
     Ok(facts)
 }
 
 /// Reads the tables as `init` does, for the replicas' checks. What `init` would refuse to carry (a column of another table's row type) is a finding.
-async fn blueprint(findings: &mut Findings, connection: &mut PgConnection, patterns: &TablePatterns) -> Result<()> {
-    let resolved = resolve(connection, patterns).await?;
-    match Blueprint::read(connection, &resolved).await {
-        Ok(blueprint) => findings.keep_blueprint(blueprint),
-        Err(error) if error.kind() == ErrorKind::Config => {
-            let remedy =
-                Remedy::at(Place::Configuration, "source.tables: leave the table out with a pattern that begins with \"!\"");
-            findings.error("types", error.to_string(), "its rows have no shape that a replica could be given", Some(remedy));
-        }
-        Err(error) => return Err(error),
+async fn blueprint(findings: &mut Findings, source: &str, connection: &mut PgConnection, resolved: &Resolved) -> Result<()> {
+    let blueprint = Blueprint::read(connection, resolved).await?;
+    for (table, reason) in &blueprint.refused {
+        let remedy = Remedy::at(Place::Configuration, format!("source.{source}.tables: add \"!{table}\""));
+        findings.error("types", reason, "its rows have no shape that a replica could be given", Some(remedy));
+        findings.about(table.to_string());
     }
+    findings.keep_blueprint(blueprint);
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! What each captured table must have: a replica identity, the rights to read it, types that a replica can have.
 
+use std::collections::BTreeSet;
+
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
@@ -7,7 +9,7 @@ use super::server::ServerFacts;
 use crate::config::SourceConfig;
 use crate::event::TableName;
 use crate::postgres::sql::quote_ident as quote;
-use crate::preflight::tables::TablePatterns;
+use crate::preflight::init::Resolved;
 
 /// Copy speed assumed for the estimate of a table that must be read in one go, bytes per second.
 const ASSUMED_COPY_BYTES_PER_SECOND: i64 = 30 << 20;
@@ -53,14 +55,17 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'millstream') \
 ORDER BY 1, 2";
 
-/// Checks every table that the source's patterns pick.
+/// Checks every table that the source's patterns pick, as `init` picks them.
 pub(super) async fn check(
     findings: &mut Findings,
     source: &SourceConfig,
-    patterns: &TablePatterns,
+    resolved: &Resolved,
     connection: &mut PgConnection,
     facts: &ServerFacts,
 ) -> sqlx::Result<()> {
+    let names: BTreeSet<&TableName> =
+        resolved.tables.iter().map(|t| &t.name).chain(resolved.refused.iter().map(|(name, _)| name)).collect();
+    let unlogged: BTreeSet<&TableName> = resolved.left_out.iter().map(|(name, _)| name).collect();
     let mut picked = Vec::new();
     for row in sqlx::query(CANDIDATES).fetch_all(&mut *connection).await? {
         let table = Candidate {
@@ -78,7 +83,8 @@ pub(super) async fn check(
             bytes: row.get(10),
             deferrable_key: row.get(11),
         };
-        if patterns.matches(&TableName::new(&table.schema, &table.name)) {
+        let name = TableName::new(&table.schema, &table.name);
+        if names.contains(&name) || (table.unlogged && unlogged.contains(&name)) {
             picked.push(table);
         }
     }

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Remedy, Side};
+use super::replica::Picks;
 use super::server::ServerFacts;
 use crate::event::TableName;
 use crate::postgres::sql::quote_ident as quote;
 use crate::preflight::init::{Blueprint, LEDGER_OWNER};
-use crate::preflight::tables::TablePatterns;
 
 /// Schema, table, its owner when that is no superuser, and others who may put triggers on it; `public` is everybody.
 const TABLES: &str = "\
@@ -37,7 +37,7 @@ const WHY: &str = "triggers, index expressions, defaults and domains of a table 
 pub(super) async fn check(
     findings: &mut Findings,
     connection: &mut PgConnection,
-    patterns: &TablePatterns,
+    picks: &Picks<'_>,
     blueprint: Option<&Blueprint>,
     facts: &ServerFacts,
     initialized: bool,
@@ -52,7 +52,7 @@ pub(super) async fn check(
         blueprint.iter().flat_map(|b| &b.tables).map(|table| table.table.schema.clone()).collect();
     for row in sqlx::query(TABLES).fetch_all(&mut *connection).await? {
         let (schema, name): (String, String) = (row.get(0), row.get(1));
-        if !patterns.matches(&TableName::new(&schema, &name)) {
+        if !picks.matches(&TableName::new(&schema, &name)) {
             continue;
         }
         let table = format!("{}.{}", quote(&schema), quote(&name));

@@ -20,13 +20,15 @@ pub struct Blueprint {
     pub parents: Vec<TableDefinition>,
     /// User-defined types of their columns, dependencies first.
     pub types: Vec<TypeDefinition>,
+    /// Tables with a column that no replica can be given, and why.
+    pub refused: Vec<(TableName, String)>,
 }
 
 impl Blueprint {
     /// Reads it.
     ///
     /// # Errors
-    /// The server's; as `types::needed`; [`ErrorKind::Busy`] when a table goes away meanwhile.
+    /// The server's; [`ErrorKind::Busy`] when a table goes away meanwhile.
     pub async fn read(source: &mut PgConnection, resolved: &Resolved) -> Result<Self> {
         let mut order: BTreeMap<u32, usize> = BTreeMap::new();
         for table in &resolved.tables {
@@ -44,8 +46,10 @@ impl Blueprint {
         above.sort_unstable();
         let parents = above.into_iter().map(|(_, oid)| take(oid)).collect::<Result<Vec<_>>>()?;
         let used: BTreeSet<u32> = tables.iter().chain(&parents).flat_map(|t| &t.columns).map(|c| c.type_oid).collect();
-        let types = types::needed(source, &used).await?;
-        Ok(Self { tables, parents, types })
+        let needed = types::needed(source, &used).await?;
+        let reason = |t: &TableDefinition| t.columns.iter().find_map(|c| needed.refused.get(&c.type_oid)).cloned();
+        let refused = tables.iter().chain(&parents).filter_map(|t| Some((t.table.clone(), reason(t)?))).collect();
+        Ok(Self { tables, parents, types: needed.types, refused })
     }
 
     /// Names of the published tables.

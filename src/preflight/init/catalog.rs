@@ -22,6 +22,7 @@ pub struct Candidate {
     pub name: TableName,
     kind: Kind,
     unlogged: bool,
+    has_columns: bool,
     extension: Option<String>,
     identity: IdentityState,
     /// Partitioned tables above it, nearest first.
@@ -74,6 +75,7 @@ pub async fn resolve(source: &mut PgConnection, patterns: &TablePatterns) -> Res
             (Kind::Foreign, ..) => Some("it is a foreign table: its rows are not in this server's WAL"),
             (_, true, _) => Some("it is unlogged: its rows are not in the WAL"),
             (.., Some(_)) => Some("it belongs to an extension"),
+            _ if !candidate.has_columns => Some("it has no column whose values are published"),
             _ => None,
         };
         match reason {
@@ -114,7 +116,8 @@ const CANDIDATES: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, 
        EXISTS (SELECT 1 FROM pg_catalog.pg_index x WHERE x.indrelid = c.oid AND x.indisreplident AND x.indisvalid), \
        (SELECT e.extname::text FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid \
         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e' LIMIT 1), \
-       ARRAY(SELECT a.relid::oid::int8 FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY a(relid, n) WHERE a.relid <> c.oid ORDER BY a.n) \
+       ARRAY(SELECT a.relid::oid::int8 FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY a(relid, n) WHERE a.relid <> c.oid ORDER BY a.n), \
+       EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') \
      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
      LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisprimary AND i.indisvalid \
      WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'millstream') \
@@ -145,6 +148,7 @@ async fn candidates(source: &mut PgConnection) -> Result<Vec<Candidate>> {
             name: TableName::new(get::<String>(row, 1)?, get::<String>(row, 2)?),
             kind,
             unlogged: get(row, 4)?,
+            has_columns: get(row, 11)?,
             extension: get(row, 9)?,
             identity,
             ancestors: Vec::new(),

@@ -178,6 +178,12 @@ async fn init_source(
         refused.push(format!("no table matches {:?}", config.tables));
     }
     let blueprint = Blueprint::read(&mut source, &resolved).await?;
+    refused.extend(
+        blueprint
+            .refused
+            .iter()
+            .map(|(table, reason)| format!("{table}: {reason}: add \"!{table}\" to source.{}.tables", config.name)),
+    );
     let publication = publication_name(&config.name);
     let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
     let mut targets = Vec::new();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::PgConnection;
 
 use super::catalog::{get, oid};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::postgres::sql::{Side, classify, quote_ident, quote_literal};
 
 /// A type to make on a replica.
@@ -29,6 +29,8 @@ struct Raw {
     name: String,
     kind: String,
     element: u32,
+    /// An array of `element`, which its element's type brings with it. `point` and its like have elements and are none.
+    is_array: bool,
     base: u32,
     relation: u32,
     relation_kind: Option<String>,
@@ -41,11 +43,20 @@ struct Raw {
     subtype_text: Option<String>,
 }
 
-/// Reads the types that columns of these types need, dependencies first.
+/// What columns need.
+#[derive(Clone, Debug, Default)]
+pub struct Needed {
+    /// User-defined types, dependencies first.
+    pub types: Vec<TypeDefinition>,
+    /// Types of columns that no replica can be given, and why.
+    pub refused: BTreeMap<u32, String>,
+}
+
+/// Reads the types that columns of these types need.
 ///
 /// # Errors
-/// The server's; [`ErrorKind::Config`] for a column that has another table's row type.
-pub async fn needed(source: &mut PgConnection, column_types: &BTreeSet<u32>) -> Result<Vec<TypeDefinition>> {
+/// The server's.
+pub async fn needed(source: &mut PgConnection, column_types: &BTreeSet<u32>) -> Result<Needed> {
     let mut raw: BTreeMap<u32, Raw> = BTreeMap::new();
     let mut depends: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     let mut asked = BTreeSet::new();
@@ -69,15 +80,34 @@ pub async fn needed(source: &mut PgConnection, column_types: &BTreeSet<u32>) -> 
     for id in raw.keys() {
         visit(*id, &depends, &raw, &mut seen, &mut order);
     }
-    let mut definitions = Vec::new();
+    let mut found = Needed::default();
     for id in order {
-        if let Some(definition) = define(source, id, &raw[&id]).await?
-            && !definitions.iter().any(|d: &TypeDefinition| d.statement == definition.statement)
-        {
-            definitions.push(definition);
+        // What a refused type stands on comes before it.
+        let below = depends[&id].iter().find_map(|on| found.refused.get(on)).cloned();
+        match below.or_else(|| refusal(&raw[&id])) {
+            Some(reason) => drop(found.refused.insert(id, reason)),
+            None => {
+                let definition = define(source, id, &raw[&id]).await?;
+                found.types.extend(definition.filter(|new| !found.types.iter().any(|made| made.statement == new.statement)));
+            }
         }
     }
-    Ok(definitions)
+    Ok(found)
+}
+
+/// Why `init` cannot make a type.
+fn refusal(raw: &Raw) -> Option<String> {
+    let quoted = format!("{}.{}", quote_ident(&raw.schema), quote_ident(&raw.name));
+    match raw.kind.as_str() {
+        _ if raw.extension.is_some() => None,
+        "c" if raw.relation_kind.as_deref() != Some("c") => {
+            Some(format!("a column has the row type of table {quoted}, which init makes on no replica"))
+        }
+        "b" if !raw.is_array => {
+            Some(format!("type {quoted} is written in C and belongs to no extension, so init cannot make it on a replica"))
+        }
+        _ => None,
+    }
 }
 
 fn visit(id: u32, depends: &BTreeMap<u32, Vec<u32>>, raw: &BTreeMap<u32, Raw>, seen: &mut BTreeSet<u32>, order: &mut Vec<u32>) {
@@ -93,7 +123,9 @@ fn visit(id: u32, depends: &BTreeMap<u32, Vec<u32>>, raw: &BTreeMap<u32, Raw>, s
 async fn read(source: &mut PgConnection, oids: &[u32]) -> Result<Vec<(u32, Raw)>> {
     let oids: Vec<i64> = oids.iter().map(|o| i64::from(*o)).collect();
     let rows = sqlx::query(
-        "SELECT t.oid::int8, n.nspname::text, t.typname::text, t.typtype::text, t.typelem::int8, t.typbasetype::int8, \
+        "SELECT t.oid::int8, n.nspname::text, t.typname::text, t.typtype::text, \
+                CASE WHEN t.typtype = 'b' AND t.typsubscript IS DISTINCT FROM 'pg_catalog.array_subscript_handler'::regproc THEN 0 \
+                     ELSE t.typelem::int8 END, t.typbasetype::int8, \
                 t.typrelid::int8, c.relkind::text, e.extname::text, en.nspname::text, \
                 CASE WHEN t.typtype = 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod) END, t.typnotnull, t.typdefault, \
                 (SELECT pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) FROM pg_catalog.pg_collation co \
@@ -121,6 +153,7 @@ async fn read(source: &mut PgConnection, oids: &[u32]) -> Result<Vec<(u32, Raw)>
                 name: get(row, 2)?,
                 kind: get(row, 3)?,
                 element: oid(row, 4)?,
+                is_array: oid(row, 4)? != 0,
                 base: oid(row, 5)?,
                 relation: oid(row, 6)?,
                 relation_kind: get(row, 7)?,
@@ -180,26 +213,14 @@ async fn define(source: &mut PgConnection, id: u32, raw: &Raw) -> Result<Option<
             Some(TypeDefinition { labels: Some(labels), ..simple(format!("CREATE TYPE {quoted} AS ENUM ({list})")) })
         }
         "d" => Some(simple(domain(source, id, raw, &quoted).await?)),
-        "c" if raw.relation_kind.as_deref() == Some("c") => {
+        "c" => {
             let list = attributes(source, raw.relation).await?;
             let list = list.iter().map(|a| format!("{} {}", quote_ident(&a.name), a.type_text)).collect::<Vec<_>>();
             Some(simple(format!("CREATE TYPE {quoted} AS ({})", list.join(", "))))
         }
-        "c" => {
-            let message = format!(
-                "a column has the row type of table {quoted}, which init makes on no replica; leave the table with that column out"
-            );
-            return Err(Error::new(ErrorKind::Config, message));
-        }
         "r" => raw.subtype_text.as_ref().map(|subtype| simple(format!("CREATE TYPE {quoted} AS RANGE (subtype = {subtype})"))),
-        // Arrays and multiranges come with their element and range; a base type outside an extension cannot be carried.
-        _ if raw.element != 0 || raw.kind == "m" => None,
-        _ => {
-            let message = format!(
-                "type {quoted} is written in C and belongs to no extension, so init cannot make it on a replica; leave the tables that have it out"
-            );
-            return Err(Error::new(ErrorKind::Config, message));
-        }
+        // Arrays and multiranges come with their element and range.
+        _ => None,
     })
 }
 

@@ -103,9 +103,39 @@ async fn a_column_of_another_tables_row_type_is_found_before_init_refuses_it() {
     pair.source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, r a)").await;
     let (found, _) = check_source(pair.shop()).await;
     let found = problem(&found.into_list(), "types");
-    assert_eq!(found.severity, Severity::Error);
+    assert_eq!((found.severity, found.object.as_deref()), (Severity::Error, Some("public.b")));
     let mut shop = pair.shop().clone();
-    shop.tables.push("!public.b".into());
+    shop.tables.push(pattern_of(&found));
+    gone(&check_source(&shop).await.0.into_list(), "types");
+}
+
+/// The pattern that a finding says to add.
+fn pattern_of(finding: &Finding) -> String {
+    let step = &finding.remedy.as_ref().expect("a remedy").steps[0];
+    step.split('"').nth(1).unwrap_or_else(|| panic!("no pattern in {step}")).to_owned()
+}
+
+/// Like `point`, such a type has elements and is no array; it was taken for one that its element's type brings.
+#[tokio::test]
+async fn a_type_written_in_c_is_found_also_with_elements_and_below_others() {
+    let pair = Pair::new().await;
+    pair.source
+        .execute(
+            "CREATE TYPE place; \
+             CREATE FUNCTION place_in(cstring) RETURNS place LANGUAGE internal IMMUTABLE STRICT AS 'point_in'; \
+             CREATE FUNCTION place_out(place) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'point_out'; \
+             CREATE TYPE place (INPUT = place_in, OUTPUT = place_out, INTERNALLENGTH = 16, ALIGNMENT = double, ELEMENT = float8); \
+             CREATE TYPE stay AS (at place, nights int); \
+             CREATE TABLE a (id int PRIMARY KEY, p place); CREATE TABLE b (id int PRIMARY KEY, p stay[]); \
+             CREATE TABLE c (id int PRIMARY KEY, p point[], q int[])",
+        )
+        .await;
+    let found = check_source(pair.shop()).await.0.into_list();
+    let found: Vec<_> = found.into_iter().filter(|f| f.check == "types").collect();
+    let objects: Vec<_> = found.iter().filter_map(|f| f.object.as_deref()).collect();
+    assert_eq!(objects, ["public.a", "public.b"], "{found:#?}");
+    let mut shop = pair.shop().clone();
+    shop.tables.extend(found.iter().map(pattern_of));
     gone(&check_source(&shop).await.0.into_list(), "types");
 }
 
