@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::added::Meeting;
 use super::first_copy::{CatchUp, Schemas};
-use super::lag::now_us;
+use super::lag::Now;
 use super::merge::{Batch, Merger};
 use super::progress::Reporter;
 use super::read::{Piece, ReadAhead, Transactions, Unit};
@@ -401,11 +401,11 @@ impl Session<'_> {
 
     /// The replica shows the source as of a time.
     fn fresh(&self, source_time_us: i64) {
-        let now = now_us();
+        let now = Now::read();
         self.status.send_modify(|status| {
             status.lag.applied(source_time_us, now);
             status.source_time_us = status.lag.source_time_us();
-            status.applied_at_us = Some(now);
+            status.applied_at_us = Some(now.wall_us);
         });
     }
 

@@ -10,7 +10,7 @@ use super::survey::End;
 use super::{Control, ReplicaView, SourceView, rate_of};
 use crate::apply::ApplyStatus;
 use crate::apply::copy::{CopyPhase, CopyProgress};
-use crate::apply::lag::now_us;
+use crate::apply::lag::Now;
 use crate::capture::CaptureStatus;
 use crate::event::Position;
 use crate::halt::HaltCode;
@@ -92,7 +92,7 @@ impl Control {
             state: word(&apply.state),
             position: apply.position.map(|p| p.to_string()),
             record: apply.number.map(|n| n.0),
-            lag_seconds: apply.lag.at(now_us()).map(|lag| lag.as_secs_f64()),
+            lag_seconds: apply.lag.at(Now::read()).map(|lag| lag.as_secs_f64()),
             lag_bytes,
             queued_changes,
             drain_seconds: drain_seconds(queued_changes, rate.changes_per_second),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::apply::ApplyStatus;
-use crate::apply::lag::now_us;
+use crate::apply::lag::Now;
 
 /// What a first copy is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -137,7 +137,7 @@ impl Meter {
 
     /// Waits until bytes may pass: under `copy_max_bytes_per_second`, in turns in the order of asking, and while tables that are live are late, more slowly.
     pub(super) async fn pass(&self, bytes: usize) {
-        if self.others.as_ref().is_some_and(|others| is_late(&others.borrow(), now_us())) {
+        if self.others.as_ref().is_some_and(|others| is_late(&others.borrow(), Now::read())) {
             tokio::time::sleep(GIVE_WAY).await;
         }
         let Some(limit) = self.limit else { return };
@@ -182,9 +182,8 @@ impl Meter {
 }
 
 /// Late, and at work on it: where the source is silent and sends no heartbeats, age alone says nothing.
-fn is_late(others: &ApplyStatus, now_us: i64) -> bool {
-    let since = |then: i64| Duration::from_micros(u64::try_from(now_us - then).unwrap_or(0));
-    others.applied_at_us.is_some_and(|then| since(then) < LATE) && others.lag.at(now_us) > Some(LATE)
+fn is_late(others: &ApplyStatus, now: Now) -> bool {
+    others.lag.silence(now).is_some_and(|silence| silence < LATE) && others.lag.at(now) > Some(LATE)
 }
 
 #[cfg(test)]
@@ -194,15 +193,16 @@ mod tests {
     #[test]
     fn a_copy_gives_way_to_tables_that_are_late_and_at_work_and_to_no_others() {
         const SECOND: i64 = 1_000_000;
+        let at = |us: i64| Now { wall_us: us, steady_us: us };
         let status = |source_time_us: i64, applied_at_us: i64| {
-            let mut status = ApplyStatus { applied_at_us: Some(applied_at_us), ..ApplyStatus::default() };
-            status.lag.applied(source_time_us, applied_at_us);
+            let mut status = ApplyStatus::default();
+            status.lag.applied(source_time_us, at(applied_at_us));
             status
         };
         let now = 1_000 * SECOND;
-        assert!(is_late(&status(now - 9 * SECOND, now - SECOND), now));
-        assert!(!is_late(&status(now - SECOND, now), now), "in time");
-        assert!(!is_late(&status(now - 9 * SECOND, now - 9 * SECOND), now), "silent");
-        assert!(!is_late(&ApplyStatus::default(), now), "nothing applied yet");
+        assert!(is_late(&status(now - 9 * SECOND, now - SECOND), at(now)));
+        assert!(!is_late(&status(now - SECOND, now), at(now)), "in time");
+        assert!(!is_late(&status(now - 9 * SECOND, now - 9 * SECOND), at(now)), "silent");
+        assert!(!is_late(&ApplyStatus::default(), at(now)), "nothing applied yet");
     }
 }

@@ -149,11 +149,11 @@ mod tests {
     fn rendered(place: Place) -> String {
         let mut findings = Findings::new(Side::Source, "shop");
         for table in ["a", "b", "c", "d", "e"] {
-            findings.error("identity", "no key", "refused", Some(Remedy::at(place, format!("ALTER TABLE {table} …"))));
+            findings.error("replica_identity", "no key", "refused", Some(Remedy::at(place, format!("ALTER TABLE {table} …"))));
             findings.about(table);
             findings.ok("other", "fine");
         }
-        findings.error("identity", "another", "refused", None);
+        findings.error("replica_identity", "another", "refused", None);
         findings.about("f");
         table(&Report { version: 1, findings: findings.into_list() })
     }
@@ -163,14 +163,14 @@ mod tests {
         let text = rendered(Place::SourceSql);
         assert_eq!(text.matches("no key").count(), 1, "{text}");
         assert_eq!(text.matches("ALTER TABLE").count(), 5, "{text}");
-        assert!(text.contains("ERROR  identity: a, b, c and 2 more: no key"), "{text}");
-        assert!(text.contains("ERROR  identity: f: another") && text.contains("6 wrong, 5 fine"), "{text}");
+        assert!(text.contains("ERROR  replica_identity: a, b, c and 2 more: no key"), "{text}");
+        assert!(text.contains("ERROR  replica_identity: f: another") && text.contains("6 wrong, 5 fine"), "{text}");
     }
 
     #[test]
     fn what_a_person_has_to_think_about_names_every_table_and_shows_the_way_by_example() {
         let text = rendered(Place::Person);
-        assert!(text.contains("ERROR  identity: a, b, c, d, e: no key"), "{text}");
+        assert!(text.contains("ERROR  replica_identity: a, b, c, d, e: no key"), "{text}");
         assert_eq!(text.matches("ALTER TABLE").count(), 2, "{text}");
         assert!(text.contains("and so on for the others"), "{text}");
     }

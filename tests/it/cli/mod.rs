@@ -10,6 +10,7 @@ mod status;
 mod supply;
 mod systemd;
 mod tail;
+mod watch;
 
 /// A configuration whose servers do not exist. `{folder}` and `{http}` are the site's.
 const NOWHERE: &str = r#"[source.shop]

@@ -349,3 +349,43 @@ async fn chunks_of_another_timeline_are_read_again_and_another_cluster_halts() {
     assert!(site.all_logs().contains("first copy starts again"), "{}", site.all_logs());
     daemon.terminate().await;
 }
+
+/// What an operator, and a load balancer, see of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_it_runs_readyz_is_red_and_status_says_how_far_it_is() {
+    let (source, replica) = databases().await;
+    source
+        .execute(
+            "CREATE TABLE a (id int PRIMARY KEY, note text); \
+             INSERT INTO a SELECT n, repeat('x', 20) FROM generate_series(1, 1000) n; ANALYZE a",
+        )
+        .await;
+    // Chunks of 1.2 KiB: they go by one or two a second.
+    let site = site(&source, &replica, "copy_max_bytes_per_second = \"2KiB\"");
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    let copy = async || site.status().await.map(|status| status["replicas"]["reports"]["copy"].clone()).unwrap_or_default();
+    until("some chunks", LONG, async || copy().await["rows"].as_u64().is_some_and(|rows| rows >= 80)).await;
+    let shown = copy().await;
+    assert_eq!((&shown["tables"], &shown["tables_done"]), (&1.into(), &0.into()), "{shown}");
+    assert!(shown["rows_estimated"].as_u64() == Some(1000) && shown["bytes"].as_u64().is_some_and(|n| n > 0), "{shown}");
+    until("an estimate of the time left", LONG, async || copy().await["eta_seconds"].as_f64().is_some_and(|eta| eta > 0.0)).await;
+    let (code, why) = site.get("/readyz").await.expect("an answer");
+    assert!(code == 503 && why.contains("reports is copying"), "{code} {why}");
+    assert_eq!(site.metric("millstream_replica_live").await, Some(0.0));
+    assert!(site.metric("millstream_copy_rows").await.is_some_and(|rows| (80.0..1000.0).contains(&rows)));
+    let page = site.run(&["status"]).await;
+    assert_eq!(page.code, Some(1), "{}", page.stdout);
+    assert!(page.stdout.contains("of about 1,000 rows") && page.stdout.contains("copying"), "{}", page.stdout);
+
+    // Live changes meanwhile wait for nothing but the copy's end.
+    source.execute("UPDATE a SET note = 'changed' WHERE id % 100 = 0").await;
+    daemon.terminate().await;
+    site.configure(&std::fs::read_to_string(site.configuration()).unwrap().replace("\"2KiB\"", "\"1GiB\""));
+    let _daemon = site.start();
+    site.ready(COPIED).await;
+    assert!(copy().await.is_null());
+    assert_eq!(site.metric("millstream_replica_live").await, Some(1.0));
+    assert_eq!(site.run(&["status"]).await.code, Some(0));
+    compare::equal(&source, &replica, LONG).await;
+}

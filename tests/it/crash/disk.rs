@@ -102,6 +102,27 @@ async fn a_disk_that_the_log_has_filled_is_drained_by_the_replica_that_comes_bac
     assert!(!pair.site.all_logs().contains("panicked"));
 }
 
+/// The queue has room: only what does not fit into memory has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_spill_alone_halts_capture_until_there_is_room() {
+    let Some(disk) = SmallDisk::mount(64) else { return };
+    let servers = Servers::start().await;
+    let spill = format!("spill_dir = \"{}\"\nmemory_bytes = \"1MiB\"", disk.path().join("spill").display());
+    let pair = Pair::with(&servers, false, &[("[source.shop]", &spill)]).await;
+    pair.source.execute("CREATE TABLE filler (id int PRIMARY KEY, v text)").await;
+    pair.site.must(&["init"]).await;
+    let _daemon = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    let reader = pair.reader();
+    let workload = pair.load(&Plan::default());
+    let ballast = disk.fill_but(2 << 20);
+    pair.source.execute("INSERT INTO filler SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 3000) i").await;
+    pair.halted("no_space").await;
+    std::fs::remove_file(ballast).expect("ballast");
+    pair.verdict(workload, &reader).await;
+    assert_eq!(pair.replica.value("SELECT count(*)::text FROM filler").await, "3000");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_under_the_replica_is_waited_out() {
     let Some(disk) = SmallDisk::mount(700) else { return };

@@ -1,10 +1,9 @@
 //! FAULTS 24: an fsync that fails halts with `storage_failed`, is not tried again on the same pages, and confirms nothing; the pair goes on by itself once the disk is well.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use super::{CATCH_UP, Pair, Servers};
-use crate::support::skip;
+use crate::support::process::preloaded;
 use crate::support::wait::{LONG, until};
 use crate::support::workload::Plan;
 
@@ -31,22 +30,11 @@ int fdatasync(int file) {
 }
 "#;
 
-fn shim(folder: &Path) -> Option<PathBuf> {
-    let (source, library) = (folder.join("shim.c"), folder.join("shim.so"));
-    std::fs::write(&source, SHIM).expect("shim.c");
-    let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl").output();
-    if made.is_ok_and(|output| output.status.success()) {
-        return Some(library);
-    }
-    skip("an fsync that fails: it takes a C compiler");
-    None
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_fsync_that_fails_halts_confirms_nothing_and_is_survived() {
     let servers = Servers::start().await;
     let pair = Pair::new(&servers).await;
-    let Some(library) = shim(pair.site.folder()) else { return };
+    let Some(library) = preloaded(pair.site.folder(), SHIM) else { return };
     let (flag, log) = (pair.site.folder().join("fsync-fails"), pair.site.folder().join("fsync-log"));
     let text = |path: &Path| path.display().to_string();
     let _daemon =

@@ -3,6 +3,7 @@
 //! Every test ends alike: the writers stop, what was broken is mended, both sides become equal by plain SQL, the reader of the
 //! replica saw only prefixes, and no daemon panicked.
 
+mod clock;
 #[cfg(feature = "failpoints")]
 mod commands;
 mod disk;

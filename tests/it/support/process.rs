@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
@@ -169,4 +170,16 @@ fn spawner(command: Command) -> io::Result<Child> {
     let (answer, result) = mpsc::channel();
     jobs.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer)).expect("the spawner lives");
     result.recv().expect("the spawner lives")
+}
+
+/// Makes a library to be named in `LD_PRELOAD`, from C.
+pub fn preloaded(folder: &Path, source: &str) -> Option<PathBuf> {
+    let (text, library) = (folder.join("preloaded.c"), folder.join("preloaded.so"));
+    std::fs::write(&text, source).expect("preloaded.c");
+    let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&text).arg("-ldl").output();
+    if made.is_ok_and(|output| output.status.success()) {
+        return Some(library);
+    }
+    super::skip("a library for LD_PRELOAD: it takes a C compiler");
+    None
 }
