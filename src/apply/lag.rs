@@ -167,7 +167,11 @@ mod tests {
                 let later = Now { steady_us: steady + SECOND / 2, ..now };
                 let shown = [lag.at(now), lag.at(later)].map(Option::unwrap);
                 assert!(shown[0] <= Duration::from_millis(100), "{first} {then} {second}: {lag:?}");
-                assert_eq!(shown[1] - shown[0], Duration::from_millis(500), "time that passes is not read from a clock that may be set");
+                assert_eq!(
+                    shown[1] - shown[0],
+                    Duration::from_millis(500),
+                    "time that passes is not read from a clock that may be set"
+                );
             }
         }
     }
