@@ -85,7 +85,7 @@ macro_rules! halt_codes {
 halt_codes! {
     SlotMissing = "slot_missing", false,
         "The source no longer has the replication slot that this stream reads. Changes since then cannot be read, so the replica would miss rows.",
-        "Find out who dropped it (a failover without slot synchronisation, a cleanup). Then start over: stop the daemon, `millstream teardown`, `millstream init`, start it; the tables are copied again.";
+        "Find out who dropped it: the daemon itself past retain_max_bytes where on_retain_limit is drop_slot, a failover without slot synchronisation, a cleanup. Then start over: stop the daemon, `millstream teardown`, `millstream init`, start it; the tables are copied again.";
     SlotInvalidated = "slot_invalidated", false,
         "The source invalidated the slot, because it retained more WAL than max_slot_wal_keep_size allows, or its rows were removed. Changes are lost to the stream.",
         "Raise max_slot_wal_keep_size or retain_max_bytes to the longest outage to survive, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
@@ -115,10 +115,10 @@ halt_codes! {
         "Look at the error beside this code and at the kernel's log, and mend the disk or the rights; the daemon goes on by itself.";
     NoSpace = "no_space", true,
         "A disk is full, or a configured limit was reached.",
-        "Make room, or raise the limit that the message names; the daemon goes on by itself.";
+        "Make room, and the daemon goes on by itself; or raise the limit that the message names in the configuration, and restart the daemon.";
     TransactionTooLarge = "transaction_too_large", true,
         "A source transaction is larger than the spill space or the whole queue may hold.",
-        "Raise spill_max_bytes of the source or max_bytes of the queue above the size in the message; the daemon goes on by itself.";
+        "Raise spill_max_bytes of the source or max_bytes of the queue above the size in the message, and restart the daemon.";
     FormatTooNew = "format_too_new", true,
         "The queue or ledger holds something written by a newer Millstream.",
         "Upgrade this daemon to at least the version that wrote it.";
@@ -142,7 +142,7 @@ halt_codes! {
         "Put the row named in the message back as the source had it before this transaction, or remove the one that stands in the way. The daemon tries again by itself.";
     ReplicaConstraint = "replica_constraint", true,
         "The replica refused a row that the source accepted: a constraint, a trigger or a type that the source does not have.",
-        "Drop or change the constraint named in the message so that it accepts what the source accepts. The daemon tries again by itself.";
+        "Drop or change the constraint named in the message so that it accepts what the source accepts; where a value is not of its column's type, `millstream check` compares types and enum labels. The daemon tries again by itself.";
     SchemaMismatch = "schema_mismatch", true,
         "A table on the replica does not fit the version that the next changes were made under: a column or the table is missing, or a type differs.",
         "Change the replica's table as the message says. The daemon tries again by itself.";

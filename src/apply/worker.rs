@@ -104,7 +104,7 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
         if moved || has_work || began.elapsed() > LAST_PAUSE {
             pause = FIRST_PAUSE;
         }
-        let Some(wait) = next_attempt(&error, &status, &mut pause) else { break };
+        let Some(wait) = next_attempt(&error, has_work, &status, &mut pause) else { break };
         tokio::select! {
             () = cancel.cancelled() => break,
             () = wait => {}
@@ -113,9 +113,10 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
     status.send_modify(|status| status.state = ApplyState::Stopped);
 }
 
-/// Tells of a failure and gives the pause after it; `None` when the work was asked to end.
+/// Tells of a failure and gives the pause after it. `has_work`: there are tables to copy, for which apply makes room; `None` when the work was asked to end.
 fn next_attempt(
     error: &Error,
+    has_work: bool,
     status: &watch::Sender<ApplyStatus>,
     pause: &mut Duration,
 ) -> Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
@@ -135,6 +136,9 @@ fn next_attempt(
     if !repeated {
         match halt {
             Some(code) => tracing::error!(%code, %error, "apply halted; `millstream explain {code}` says what to do"),
+            None if has_work && error.kind() == ErrorKind::Busy => {
+                tracing::info!(reason = %error, "apply begins anew with a copy")
+            }
             None => tracing::warn!(%error, "apply is interrupted and goes on by itself"),
         }
     }

@@ -22,6 +22,9 @@ pub fn status(status: &Status) -> String {
     for reason in &status.not_ready {
         page.text("", reason);
     }
+    if daemon.configuration_changed == Some(true) {
+        page.text("", "the configuration file has changed since this daemon started: it knows what is new there after a restart");
+    }
     for (name, source) in &status.sources {
         of_source(&mut page, name, source);
     }
@@ -91,7 +94,10 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
         page.text("queue", &format!("{changes}{} of {}{holder}", ByteSize(bytes), ByteSize(stream.max_bytes)));
     }
     for (stranger, _) in stream.consumers.iter().filter(|(_, consumer)| !consumer.configured) {
-        page.text("consumers", &format!("{stranger} not in this configuration, and may hold the queue; if it is given up:"));
+        page.text(
+            "consumers",
+            &format!("{stranger} not in this daemon's configuration, and may hold the queue; if it is given up:"),
+        );
         page.command(&release_command(name, stranger));
     }
     if let Some(bytes) = source.retained.bytes {

@@ -65,8 +65,13 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
 }
 
 async fn watch(http: &HttpConfig, json: bool) -> Result<Exit> {
+    // One for the whole time: a signal that comes while nobody waits for one is not told later.
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     loop {
-        let answer = ask(http).await;
+        let answer = tokio::select! {
+            _ = &mut interrupted => return Ok(Exit::Good),
+            answer = ask(http) => answer,
+        };
         match (answer, json) {
             (Ok((document, _)), true) => print_line(&document)?,
             (Err(error), true) => print_line(&serde_json::json!({ "error": error.to_string() }).to_string())?,
@@ -75,7 +80,7 @@ async fn watch(http: &HttpConfig, json: bool) -> Result<Exit> {
             (Err(error), false) => page(&format!("{error}\n"))?,
         }
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => return Ok(Exit::Good),
+            _ = &mut interrupted => return Ok(Exit::Good),
             () = tokio::time::sleep(Duration::from_secs(2)) => {}
         }
     }

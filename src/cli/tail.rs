@@ -110,8 +110,10 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
             match tail.take(entry)? {
                 Step::More => {}
                 Step::Enough => return Ok(Exit::Good),
-                Step::Trimmed(begins) => {
-                    return Ok(no_longer_there(&source.name, &format!("the log begins at about {begins} now")));
+                Step::Trimmed(begins, time_us) => {
+                    let time =
+                        jiff::Timestamp::from_microsecond(time_us).map(|time| format!(" of {time:.0}")).unwrap_or_default();
+                    return Ok(no_longer_there(&source.name, &format!("the log begins at about {begins}{time} now")));
                 }
             }
             if arguments.no_follow && at.is_some_and(|at| at.next() >= end) {
@@ -144,7 +146,7 @@ enum Step {
     /// Enough was printed.
     Enough,
     /// The log begins here, behind the place asked for: what lies between cannot be shown (I5).
-    Trimmed(Position),
+    Trimmed(Position, i64),
 }
 
 impl Step {
@@ -215,7 +217,9 @@ impl Tail {
             }
             Body::Transactions(batch) if !skip => self.batch(&header, batch.iter()),
             Body::Part(part) if !skip => self.part(&header, part),
-            Body::Progress(progress) if !skip => Ok(self.trimmed_before(progress.position).unwrap_or(Step::More)),
+            Body::Progress(progress) if !skip => {
+                Ok(self.trimmed_before(progress.position, progress.source_time_us).unwrap_or(Step::More))
+            }
             Body::Message(message) if !skip && self.wants_message(message.lsn) => {
                 let (xid, position) = (Xid(0), Position::Lsn(message.lsn));
                 let transaction = TransactionHeader {
@@ -238,7 +242,7 @@ impl Tail {
     fn batch(&mut self, header: &RecordHeader, transactions: impl Iterator<Item = Result<Transaction>>) -> Result<Step> {
         for transaction in transactions {
             let transaction = transaction?;
-            if let Some(step) = self.trimmed_before(transaction.header.position) {
+            if let Some(step) = self.trimmed_before(transaction.header.position, transaction.header.commit_time_us) {
                 return Ok(step);
             }
             if !self.from.wants(&transaction.header) {
@@ -257,7 +261,7 @@ impl Tail {
 
     fn part(&mut self, header: &RecordHeader, part: Part) -> Result<Step> {
         if part.index == 0 {
-            if let Some(step) = self.trimmed_before(part.header.position) {
+            if let Some(step) = self.trimmed_before(part.header.position, part.header.commit_time_us) {
                 return Ok(step);
             }
             let text = SpooledTempFile::new(HELD_BYTES);
@@ -339,13 +343,15 @@ impl Tail {
         self.filter.wants_messages() && self.from.wants_position(Position::Lsn(lsn))
     }
 
-    /// A log that was trimmed and now begins behind the position asked for cannot say what was between (I5). Asked of the first position alone.
-    fn trimmed_before(&mut self, position: Position) -> Option<Step> {
+    /// A log that was trimmed and now begins behind the place asked for cannot say what was between (I5). Asked of the first position alone.
+    fn trimmed_before(&mut self, position: Position, time_us: i64) -> Option<Step> {
         let first = !std::mem::replace(&mut self.begun, true);
-        match self.from {
-            From::Position(from) if first && self.trimmed && position > from => Some(Step::Trimmed(position)),
-            _ => None,
-        }
+        let behind = match self.from {
+            From::Position(from) => position > from,
+            From::Time(from) => time_us > from,
+            From::Now | From::Beginning => false,
+        };
+        (first && self.trimmed && behind).then_some(Step::Trimmed(position, time_us))
     }
 
     /// Prints up to the limit; true when that was reached.

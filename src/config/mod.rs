@@ -52,6 +52,27 @@ pub struct Config {
     pub log: LogConfig,
     /// What was accepted but should be changed: one sentence each.
     pub warnings: Vec<String>,
+    /// The file that it was read from.
+    pub file: ConfigFile,
+}
+
+/// A configuration file, and what it said when it was read.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigFile {
+    path: PathBuf,
+    checksum: u32,
+}
+
+impl ConfigFile {
+    fn new(path: &Path, text: &str) -> Self {
+        Self { path: path.to_owned(), checksum: crc32c::crc32c(text.as_bytes()) }
+    }
+
+    /// True when it says something else by now; `None` when it cannot be read.
+    #[must_use]
+    pub fn has_changed(&self) -> Option<bool> {
+        std::fs::read(&self.path).ok().map(|bytes| crc32c::crc32c(&bytes) != self.checksum)
+    }
 }
 
 impl Config {
@@ -73,7 +94,7 @@ impl Config {
         let (file_alone, raw) = layers::read(&document, environment)?;
         let mut build = Build { document: &document, environment, warnings: Vec::new() };
         build.cleartext_warnings(&file_alone);
-        build.config(raw)
+        build.config(raw, ConfigFile::new(path, text))
     }
 
     /// The replicas of a source.
@@ -110,7 +131,7 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    fn config(mut self, raw: RawConfig) -> Result<Config> {
+    fn config(mut self, raw: RawConfig, file: ConfigFile) -> Result<Config> {
         let queue_path = ["queue"];
         let raw_queue = raw.queue.ok_or_else(|| {
             self.error(&[], "[queue] is missing; the simplest one is [queue] url = \"embedded:/var/lib/millstream\"")
@@ -136,7 +157,7 @@ impl Build<'_> {
         }
         let http = self.http(raw.http.unwrap_or_default())?;
         let log = self.log(raw.log.unwrap_or_default())?;
-        Ok(Config { sources, queue, replicas, http, log, warnings: self.warnings })
+        Ok(Config { sources, queue, replicas, http, log, warnings: self.warnings, file })
     }
 
     /// An error at a key: where it stands in the file, or the variable that set it.

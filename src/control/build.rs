@@ -25,6 +25,7 @@ impl Control {
             self.replicas.iter().map(|(name, view)| (name.clone(), self.replica_status(name, view))).collect();
         let mut daemon = self.daemon.clone();
         daemon.waiting_for.clone_from(&self.waiting_for.borrow());
+        daemon.configuration_changed = self.file.has_changed();
         let mut status = Status {
             version: model::VERSION,
             at: jiff::Timestamp::now().to_string(),

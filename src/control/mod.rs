@@ -20,7 +20,7 @@ pub use model::Status;
 use crate::apply::ApplyStatus;
 use crate::apply::copy::CopyProgress;
 use crate::capture::CaptureStatus;
-use crate::config::{Config, QueueKind};
+use crate::config::{Config, ConfigFile, QueueKind};
 use rates::Window;
 use survey::Survey;
 
@@ -30,6 +30,7 @@ pub const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// The receiving ends, and what does not change.
 pub struct Control {
     pub(crate) daemon: model::Daemon,
+    pub(crate) file: ConfigFile,
     pub(crate) queue: model::Queue,
     pub(crate) ready_max_lag: Duration,
     pub(crate) sources: BTreeMap<String, SourceView>,
@@ -75,8 +76,10 @@ impl Control {
                 host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
                 started_at: jiff::Timestamp::now().to_string(),
                 roles: roles.iter().map(|&role| role.to_owned()).collect(),
+                configuration_changed: None,
                 waiting_for: None,
             },
+            file: config.file.clone(),
             queue: model::Queue { kind: kind.to_owned(), place, max_bytes: config.queue.max_bytes },
             ready_max_lag: config.http.as_ref().map_or(Duration::from_secs(30), |http| http.ready_max_lag),
             sources: BTreeMap::new(),

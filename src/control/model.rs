@@ -46,6 +46,8 @@ pub struct Daemon {
     pub started_at: String,
     /// `capture`, `apply`.
     pub roles: Vec<String>,
+    /// The configuration file is not what it read when it started; a restart takes it up. `null` when the file cannot be read.
+    pub configuration_changed: Option<bool>,
     /// What it waits for before it works: the queue's folder held by another daemon.
     pub waiting_for: Option<String>,
 }

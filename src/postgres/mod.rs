@@ -6,7 +6,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `socket`, `tls`, `verify` | the transport |
+//! | `socket`, `tuning`, `tls`, `verify` | the transport |
 //! | `frame`, `connection` | frames in, bytes out |
 //! | `auth` | startup and authentication |
 //! | `refusal` | why no session came about |
@@ -27,6 +27,7 @@ mod socket;
 pub mod sql;
 pub mod sqlstate;
 mod tls;
+mod tuning;
 mod verify;
 
 pub use client::{Mode, PgClient};

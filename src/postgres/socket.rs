@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,12 +11,9 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 
+use super::tuning;
 use crate::error::{Error, ErrorKind, Result};
 
-/// An idle peer is probed after this, and given up after three unanswered probes five seconds apart.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_PROBES: u32 = 3;
 /// Unacknowledged bytes end a connection after this (`TCP_USER_TIMEOUT`); without it, after about 15 minutes.
 const USER_TIMEOUT_MS: u32 = 20_000;
 
@@ -91,17 +87,10 @@ impl Socket {
     }
 }
 
-/// A half-open connection must end by itself (faults 13 and 14).
 fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
+    tuning::tune(stream)?;
     #[cfg(target_os = "linux")]
-    {
-        sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
-        sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
-        sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
-        sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT_MS)?;
-    }
+    sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT_MS)?;
     Ok(())
 }
 

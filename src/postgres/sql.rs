@@ -9,7 +9,8 @@ pub use super::error::from_sqlx as classify;
 pub use super::quote::{quote_ident, quote_literal, quote_table};
 use super::refusal;
 pub use super::sqlstate::{Side, kind_of_sqlstate};
-use crate::config::PgConnect;
+use super::tuning;
+use crate::config::{PgConnect, PgHost};
 use crate::error::{Error, ErrorKind, Result};
 
 /// sqlx's options for a configured server, with a name for `pg_stat_activity`.
@@ -26,7 +27,12 @@ pub fn options(connect: &PgConnect, application_name: &str) -> PgConnectOptions 
 pub async fn connect(connect: &PgConnect, side: Side, application_name: &str) -> Result<PgConnection> {
     let limit = connect.connect_timeout.max(Duration::from_secs(1));
     match tokio::time::timeout(limit, PgConnection::connect_with(&options(connect, application_name))).await {
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(connection)) => {
+            if let PgHost::Tcp(_) = connect.host {
+                tuning::tune_those_to(connect.port);
+            }
+            Ok(connection)
+        }
         Ok(Err(error)) => Err(refusal::explain(classify(error, side), connect).await.context(connect.place())),
         Err(_) => {
             let message = format!("no answer within {} s; is it PostgreSQL that listens there?", limit.as_secs());

@@ -133,14 +133,13 @@ pub struct Findings {
     side: Side,
     name: String,
     list: Vec<Finding>,
-    extensions: Vec<(String, String)>,
     blueprint: Option<Blueprint>,
 }
 
 impl Findings {
     /// For one source, queue or replica.
     pub fn new(side: Side, name: impl Into<String>) -> Self {
-        Self { side, name: name.into(), list: Vec::new(), extensions: Vec::new(), blueprint: None }
+        Self { side, name: name.into(), list: Vec::new(), blueprint: None }
     }
 
     /// Which side.
@@ -186,17 +185,6 @@ impl Findings {
     #[must_use]
     pub fn problems(&self) -> usize {
         self.list.iter().filter(|f| f.severity != Severity::Ok).count()
-    }
-
-    /// Notes that tables use a type which an extension brings: the replicas are asked for it later.
-    pub fn needs_extension(&mut self, extension: String, type_name: String) {
-        self.extensions.push((extension, type_name));
-    }
-
-    /// Extensions that tables need: name, and a type that it brings.
-    #[must_use]
-    pub fn extensions(&self) -> &[(String, String)] {
-        &self.extensions
     }
 
     /// Keeps what a replica has to hold: the replicas are compared with it later.

@@ -12,15 +12,13 @@ use crate::config::ReplicaConfig;
 use crate::error::{Error, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{self, quote_ident as quote};
-use crate::preflight::init::Blueprint;
+use crate::preflight::init::{Blueprint, Extension};
 use crate::preflight::tables::TablePatterns;
 
 /// What the source's checks leave for a replica to answer.
 pub struct SourceSide<'a> {
     /// The source's facts, when it could be reached.
     pub facts: Option<&'a ServerFacts>,
-    /// Extensions that its tables need.
-    pub extensions: &'a [(String, String)],
     /// Its table patterns.
     pub tables: &'a [String],
     /// What a replica has to hold, when the source's catalog could be read.
@@ -157,19 +155,30 @@ async fn replication_role(findings: &mut Findings, connection: &mut PgConnection
     Ok(false)
 }
 
+/// Extensions that are here or may be made by this role, and those that the server has the files of (PostgreSQL documentation, "CREATE EXTENSION":
+/// a trusted one takes only CREATE on the database).
+const EXTENSIONS: &str = "SELECT a.name::text, a.installed_version IS NOT NULL OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
+       OR has_database_privilege(current_database(), 'CREATE') AND EXISTS (SELECT FROM pg_available_extension_versions v \
+          WHERE v.name = a.name AND v.version = a.default_version AND (v.trusted OR NOT v.superuser)) \
+     FROM pg_available_extensions a WHERE a.name = ANY($1)";
+
 async fn extensions(findings: &mut Findings, connection: &mut PgConnection, source: &SourceSide<'_>) -> sqlx::Result<()> {
-    let have: Vec<String> = sqlx::query_scalar("SELECT extname::text FROM pg_extension").fetch_all(connection).await?;
-    let mut missing: Vec<_> = source.extensions.iter().filter(|(name, _)| !have.contains(name)).collect();
-    missing.dedup_by(|a, b| a.0 == b.0);
-    for (name, type_name) in missing {
-        let remedy = Remedy::sql(Side::Replica, format!("CREATE EXTENSION {}", quote(name)));
-        findings.error(
-            "extension",
-            format!("type {type_name} needs extension {name}, which is not here"),
-            "its tables cannot be made",
-            Some(remedy),
-        );
-        findings.about(name.clone());
+    let needed: Vec<&Extension> = source.blueprint.iter().flat_map(|blueprint| &blueprint.extensions).collect();
+    let names: Vec<&str> = needed.iter().map(|extension| extension.name.as_str()).collect();
+    let known: Vec<(String, bool)> = sqlx::query_as(EXTENSIONS).bind(names).fetch_all(connection).await?;
+    for extension in needed {
+        let make = extension.statement();
+        let (what, remedy) = match known.iter().find(|(name, _)| *name == extension.name) {
+            Some((_, true)) => continue,
+            Some(_) => ("which is not here and which this role may not make", Remedy::sql(Side::Replica, make)),
+            None => {
+                let install = "install its files on the replica's server (a package such as postgresql-contrib)";
+                ("whose files are not on this server", Remedy::at(Place::Person, install).then(make))
+            }
+        };
+        let what = format!("{} needs extension {}, {what}", extension.needed_by, extension.name);
+        findings.error("extension", what, "its tables cannot be made as the source has them", Some(remedy));
+        findings.about(extension.name.clone());
     }
     Ok(())
 }

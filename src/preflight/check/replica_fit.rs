@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{PgConnection, Row};
 
-use super::finding::{Findings, Remedy, Side};
+use super::finding::{Findings, Place, Remedy, Side};
 use super::server::ServerFacts;
 use super::source_tables::own;
 use crate::error::Result;
@@ -14,7 +14,8 @@ use crate::postgres::sql::{self, classify, quote_ident as quote, quote_table};
 use crate::preflight::init::Blueprint;
 use crate::preflight::init::ddl::take_off;
 use crate::preflight::init::definition::{self, TableDefinition};
-use crate::preflight::init::fits::misfits;
+use crate::preflight::init::fits::{OR_NEW, misfits};
+use crate::preflight::init::types;
 
 /// What the replica has under a name.
 struct Here {
@@ -36,6 +37,7 @@ pub(super) async fn check(
     let building = if initialized { put_off(connection, false).await? } else { BTreeSet::new() };
     schemas(findings, connection, blueprint, &here, facts, initialized, &building).await?;
     let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
+    labels(findings, connection, blueprint).await?;
     let definitions = definition::read(connection, sql::Side::Replica, &oids).await?;
     let loading = if initialized { put_off(connection, true).await? } else { BTreeSet::new() };
     for source in &blueprint.tables {
@@ -47,6 +49,22 @@ pub(super) async fn check(
             misfit(findings, source, theirs);
         }
         refusals(findings, source, theirs);
+    }
+    Ok(())
+}
+
+/// Enums that are here and lack a label.
+async fn labels(findings: &mut Findings, connection: &mut PgConnection, blueprint: &Blueprint) -> Result<()> {
+    for (wanted, labels) in blueprint.types.iter().filter_map(|t| Some((t, t.labels.as_ref()?))) {
+        let Some(there) = types::labels(connection, sql::Side::Replica, &wanted.quoted).await? else { continue };
+        let missing: Vec<&String> = labels.iter().filter(|label| !there.contains(label)).collect();
+        let mut statements = missing.iter().map(|label| types::add_label(&wanted.quoted, labels, label));
+        let Some(first) = statements.next() else { continue };
+        let what =
+            format!("type {} lacks label {}", wanted.quoted, missing.iter().map(|l| l.as_str()).collect::<Vec<_>>().join(", "));
+        let remedy = statements.fold(Remedy::sql(Side::Replica, first), Remedy::then);
+        findings.error("enum", what, "a row that holds it halts the replica with replica_constraint", Some(remedy));
+        findings.about(wanted.quoted.clone());
     }
     Ok(())
 }
@@ -98,7 +116,7 @@ async fn schemas(
         .map(|n| n.schema.as_str())
         .collect();
     if !made_in.is_empty() {
-        made_in.extend(blueprint.types.iter().filter(|t| t.extension.is_none()).map(|t| t.schema.as_str()));
+        made_in.extend(blueprint.types.iter().map(|t| t.schema.as_str()));
     }
     // A key that is built again makes an index, for which its table's schema is asked.
     for table in blueprint.tables.iter().filter(|t| here.contains_key(&t.table)) {
@@ -171,8 +189,10 @@ fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool
 fn misfit(findings: &mut Findings, source: &TableDefinition, replica: &TableDefinition) {
     for text in misfits(source, replica) {
         let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((&text, ""));
-        let remedy = (!statement.is_empty())
-            .then(|| Remedy::sql(Side::Replica, format!("ALTER TABLE {}", statement.trim_end_matches(';'))));
+        // Which of two is right only a person knows.
+        let place = if statement.contains(OR_NEW) { Place::Person } else { Place::ReplicaSql };
+        let remedy =
+            (!statement.is_empty()).then(|| Remedy::at(place, format!("ALTER TABLE {}", statement.trim_end_matches(';'))));
         findings.error("table_fit", what, "init refuses the table, and a row that does not fit halts the replica", remedy);
         findings.about(source.table.to_string());
     }
@@ -186,6 +206,10 @@ fn refusals(findings: &mut Findings, source: &TableDefinition, replica: &TableDe
     let checks: BTreeSet<&str> = source.constraints.iter().filter(|k| k.kind == 'c').map(|k| checked(&k.text)).collect();
     for check in replica.constraints.iter().filter(|k| k.kind == 'c' && !checks.contains(checked(&k.text))) {
         found.push(("check_constraint", format!("check constraint {}", check.name), drop(&check.name)));
+    }
+    let exclusions: BTreeSet<&str> = source.constraints.iter().filter(|k| k.kind == 'x').map(|k| k.text.as_str()).collect();
+    for exclusion in replica.constraints.iter().filter(|k| k.kind == 'x' && !exclusions.contains(k.text.as_str())) {
+        found.push(("exclusion", format!("exclusion constraint {}", exclusion.name), drop(&exclusion.name)));
     }
     let keys: BTreeSet<String> = unique_keys(source).map(|(_, key, _)| key).collect();
     for (key_name, key, is_constraint) in unique_keys(replica).filter(|(_, key, _)| !keys.contains(key)) {

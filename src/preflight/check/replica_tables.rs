@@ -184,19 +184,12 @@ async fn constraints(
     for row in rows {
         let (name, kind, deferrable, user_triggers): (String, String, bool, i64) =
             (row.get(0), row.get(1), row.get(2), row.get(3));
-        let drop = Remedy::sql(Side::Replica, format!("ALTER TABLE {} DROP CONSTRAINT {}", table.sql_name, quote(&name)));
         match kind.as_str() {
             "p" | "u" if deferrable && user_triggers > 0 => {
                 let why = "such a table is written with triggers on, because PostgreSQL does not check deferrable keys otherwise";
                 let remedy = Remedy::sql(Side::Replica, format!("ALTER TABLE {} DISABLE TRIGGER USER", table.sql_name));
                 findings.error("deferrable", format!("key {name} is deferrable and the table has triggers"), why, Some(remedy));
             }
-            "x" => findings.warn(
-                "exclusion",
-                format!("exclusion constraint {name}"),
-                "changes of this table are applied row by row",
-                Some(drop),
-            ),
             "f" if !replica_role => {
                 let remedy = Remedy::at(Place::Person, "let the role set session_replication_role, as above");
                 findings.warn(

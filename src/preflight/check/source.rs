@@ -9,7 +9,8 @@ use super::finding::{Findings, Place, Remedy, Side};
 use super::server::{self, ServerFacts};
 use super::source_tables;
 use super::standbys;
-use crate::config::SourceConfig;
+use crate::capture::publication_name;
+use crate::config::{ByteSize, SourceConfig};
 use crate::error::{Error, Result};
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::postgres::{Mode, PgClient, ServerError};
@@ -133,13 +134,15 @@ async fn room(findings: &mut Findings, source: &SourceConfig, connection: &mut P
     let row = sqlx::query(
         "SELECT current_setting('max_replication_slots')::int8, (SELECT count(*) FROM pg_replication_slots), \
          current_setting('max_wal_senders')::int8, (SELECT count(*) FROM pg_stat_replication), \
-         (SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE $1)",
+         (SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE $1), EXISTS (SELECT FROM pg_publication WHERE pubname = $2)",
     )
-    .bind(format!("millstream\\_{}\\_%", source.name.replace('_', "\\_")))
+    .bind(slots_of(source))
+    .bind(publication_name(&source.name))
     .fetch_one(connection)
     .await?;
     let (slots, slots_used, senders, senders_used, ours): (i64, i64, i64, i64, i64) =
         (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4));
+    let begun: bool = row.get(5);
     if ours == 0 && slots_used >= slots {
         let remedy = Remedy::sql(Side::Source, format!("ALTER SYSTEM SET max_replication_slots = {}", slots + 4)).and_restart();
         findings.error(
@@ -161,6 +164,14 @@ async fn room(findings: &mut Findings, source: &SourceConfig, connection: &mut P
         );
     } else {
         findings.ok("wal_senders", format!("{} of {senders} free", senders - senders_used));
+    }
+    if ours == 0 && begun {
+        let remedy = Remedy::at(
+            Place::Person,
+            "if `millstream init` was interrupted, run it again; otherwise the slot was dropped: see `millstream explain slot_missing`",
+        );
+        let what = format!("publication {} is there, and no slot of this source", publication_name(&source.name));
+        findings.error("slot", what, "what was not read before the slot went is lost to the replicas", Some(remedy));
     }
     Ok(())
 }
@@ -235,7 +246,7 @@ async fn replication_refused(source: &SourceConfig, facts: &ServerFacts, error: 
 
 async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> sqlx::Result<()> {
     let megabytes: i64 = sqlx::query_scalar("SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'")
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await?;
     let budget = i64::try_from(source.retain_max_bytes >> 20).unwrap_or(i64::MAX);
     if megabytes >= 0 && megabytes < budget {
@@ -248,10 +259,32 @@ async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &
             "the server invalidates the slot before Millstream's own budget ends; then everything is copied again",
             Some(remedy),
         );
+        return Ok(());
+    }
+    let retained: Option<i64> = sqlx::query_scalar(RETAINED).bind(slots_of(source)).fetch_one(connection).await?;
+    let retained = retained.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+    let (held, limit) = (ByteSize(retained), ByteSize(source.retain_max_bytes));
+    if retained > source.retain_max_bytes {
+        let remedy = Remedy::at(Place::Person, "start the daemon, or mend what stops it: `millstream status` names it");
+        let what = format!("the slot retains {held}, more than retain_max_bytes ({limit})");
+        findings.warn(
+            "retention",
+            what,
+            "the source's disk fills until the stream is read again, or the slot is dropped",
+            Some(remedy),
+        );
     } else {
-        findings.ok("retention", format!("the slot may retain {budget} MB (retain_max_bytes)"));
+        findings.ok("retention", format!("the slot retains {held} and may retain {limit} (retain_max_bytes)"));
     }
     Ok(())
+}
+
+const RETAINED: &str = "SELECT (max(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, \
+     restart_lsn)))::int8 FROM pg_replication_slots WHERE slot_name LIKE $1";
+
+/// A pattern for the slots of a source.
+fn slots_of(source: &SourceConfig) -> String {
+    format!("millstream\\_{}\\_%", source.name.replace('_', "\\_"))
 }
 
 async fn create_right(findings: &mut Findings, connection: &mut PgConnection, facts: &ServerFacts) -> sqlx::Result<()> {

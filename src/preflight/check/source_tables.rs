@@ -101,7 +101,6 @@ pub(super) async fn check(
         judge_identity(findings, table);
         judge_rights(findings, table, facts);
     }
-    foreign_types(findings, connection, &picked).await?;
     if findings.problems() == before {
         let bytes: i64 = picked.iter().map(|t| t.bytes).sum();
         findings.ok("tables", format!("{} tables, {} MB, each with a key and readable", picked.len(), bytes >> 20));
@@ -188,27 +187,6 @@ fn judge_rights(findings: &mut Findings, table: &Candidate, facts: &ServerFacts)
         );
         findings.about(name);
     }
-}
-
-/// Types that come from an extension must be there on the replica too; init makes enums, domains and composites itself.
-async fn foreign_types(findings: &mut Findings, connection: &mut PgConnection, picked: &[Candidate]) -> sqlx::Result<()> {
-    let schemas: Vec<&str> = picked.iter().map(|t| t.schema.as_str()).collect();
-    let names: Vec<&str> = picked.iter().map(|t| t.name.as_str()).collect();
-    let rows = sqlx::query(
-        "SELECT DISTINCT e.extname::text, format_type(t.oid, NULL) FROM unnest($1::text[], $2::text[]) p(s, r) \
-         JOIN pg_namespace n ON n.nspname = p.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.r \
-         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-         JOIN pg_type t0 ON t0.oid = a.atttypid JOIN pg_type t ON t.oid = CASE WHEN t0.typelem <> 0 AND t0.typlen = -1 THEN t0.typelem ELSE t0.oid END \
-         JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e' JOIN pg_extension e ON e.oid = d.refobjid ORDER BY 1, 2",
-    )
-    .bind(schemas)
-    .bind(names)
-    .fetch_all(connection)
-    .await?;
-    for row in rows {
-        findings.needs_extension(row.get(0), row.get(1));
-    }
-    Ok(())
 }
 
 /// Makes a role an owner of a table beside its owner, who keeps it: the application may be that owner. A superuser needs no table, and

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 
 use super::catalog::Resolved;
 use super::definition::{self, TableDefinition};
-use super::types::{self, TypeDefinition};
+use super::types::{self, Extension, TypeDefinition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
 use crate::postgres::sql::Side;
@@ -18,6 +18,8 @@ pub struct Blueprint {
     pub tables: Vec<TableDefinition>,
     /// Partitioned tables above them, topmost first.
     pub parents: Vec<TableDefinition>,
+    /// Extensions that they need, by name.
+    pub extensions: Vec<Extension>,
     /// User-defined types of their columns, dependencies first.
     pub types: Vec<TypeDefinition>,
     /// Tables with a column that no replica can be given, and why.
@@ -46,10 +48,12 @@ impl Blueprint {
         above.sort_unstable();
         let parents = above.into_iter().map(|(_, oid)| take(oid)).collect::<Result<Vec<_>>>()?;
         let used: BTreeSet<u32> = tables.iter().chain(&parents).flat_map(|t| &t.columns).map(|c| c.type_oid).collect();
-        let needed = types::needed(source, &used).await?;
+        let mut needed = types::needed(source, &used).await?;
+        types::of_expressions(source, &oids, &mut needed.extensions).await?;
         let reason = |t: &TableDefinition| t.columns.iter().find_map(|c| needed.refused.get(&c.type_oid)).cloned();
         let refused = tables.iter().chain(&parents).filter_map(|t| Some((t.table.clone(), reason(t)?))).collect();
-        Ok(Self { tables, parents, types: needed.types, refused })
+        let extensions = needed.extensions.into_values().collect();
+        Ok(Self { tables, parents, extensions, types: needed.types, refused })
     }
 
     /// Names of the published tables.

@@ -1,7 +1,10 @@
 //! Does a table that the replica has already fit the source's?
 
-use super::definition::TableDefinition;
+use super::definition::{ColumnDefinition, TableDefinition};
 use crate::postgres::sql::{quote_ident, quote_table};
+
+/// Between the statement for a column that was renamed and that for a new one: which is right only a person knows.
+pub const OR_NEW: &str = " if it was renamed; only if it is a new column: ";
 
 /// What stands in the way, each with the statement that mends it. Empty when rows of the source fit.
 ///
@@ -20,10 +23,13 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
                     (Some(expression), None) => format!(" DEFAULT {expression}"),
                     _ => String::new(),
                 };
-                found.push(format!(
-                    "column {quoted} is missing: ALTER TABLE {name} ADD COLUMN {quoted} {}{default};",
-                    column.type_text
-                ))
+                let add = format!("ALTER TABLE {name} ADD COLUMN {quoted} {}{default}", column.type_text);
+                found.push(match renamed(column, source, replica).map(quote_ident) {
+                    None => format!("column {quoted} is missing: {add};"),
+                    Some(theirs) => format!(
+                        "column {quoted} is missing, and {theirs} is only here: ALTER TABLE {name} RENAME COLUMN {theirs} TO {quoted}{OR_NEW}{add};"
+                    ),
+                });
             }
             Some(theirs) if theirs.generated.is_some() => {
                 found.push(format!("column {quoted} is generated here and not at the source: ALTER TABLE {name} ALTER COLUMN {quoted} DROP EXPRESSION;"));
@@ -62,6 +68,12 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
         }
     }
     found
+}
+
+/// A column of the same type that only the replica has: the missing one may be that one under another name.
+fn renamed<'a>(missing: &ColumnDefinition, source: &TableDefinition, replica: &'a TableDefinition) -> Option<&'a str> {
+    let only_here = replica.columns.iter().filter(|theirs| source.columns.iter().all(|ours| ours.name != theirs.name));
+    only_here.filter(|theirs| theirs.type_text == missing.type_text).map(|theirs| theirs.name.as_str()).next()
 }
 
 /// What a unique key is over, from a constraint's text or an index's; with its condition, if it has one.

@@ -28,7 +28,7 @@ pub mod publication;
 mod replica;
 pub mod slot;
 pub mod stream;
-mod types;
+pub(crate) mod types;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,6 +51,7 @@ pub use blueprint::Blueprint;
 pub use catalog::{Resolved, resolve};
 pub use ddl::{Deferred, DeferredKind};
 pub use replica::{LEDGER_OWNER, Loading, NewReplica, ReplicaPlan, keys_to_take_off, put_off};
+pub use types::Extension;
 
 const APPLICATION: &str = "millstream init";
 

@@ -11,7 +11,7 @@ use super::ddl::{self, Deferred};
 use super::definition::{self, TableDefinition};
 use super::fits::misfits;
 use super::publication::execute;
-use super::types::TypeDefinition;
+use super::types::{self, Extension, TypeDefinition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{History, StreamId, TableName};
 use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
@@ -235,14 +235,18 @@ async fn make_missing(
     }
     let new_parents = blueprint.parents.iter().filter(|p| parents.contains(&p.table) && !existing.contains_key(&p.table));
     let new: Vec<&TableDefinition> = new_parents.chain(missing.iter().copied()).collect();
-    let schemas = schemas(replica).await?;
+    let schemas = names(replica, "SELECT nspname::text FROM pg_catalog.pg_namespace").await?;
     let needed: BTreeSet<&String> = new
         .iter()
         .flat_map(|t| std::iter::once(&t.table.schema).chain(t.sequences.iter().map(|s| &s.name.schema)))
         .chain(blueprint.types.iter().map(|t| &t.schema))
+        .chain(blueprint.extensions.iter().map(|e| &e.schema))
         .filter(|schema| !schemas.contains(*schema) && *schema != "pg_catalog")
         .collect();
     plan.statements.extend(needed.into_iter().map(|schema| format!("CREATE SCHEMA {}", quote_ident(schema))));
+    let extensions = names(replica, "SELECT extname::text FROM pg_catalog.pg_extension").await?;
+    let absent = blueprint.extensions.iter().filter(|e| !extensions.contains(&e.name));
+    plan.statements.extend(absent.map(Extension::statement));
     for wanted in &blueprint.types {
         make_type(replica, wanted, plan).await?;
     }
@@ -262,38 +266,28 @@ async fn make_missing(
     Ok(())
 }
 
-async fn schemas(replica: &mut PgConnection) -> Result<BTreeSet<String>> {
-    let names: Vec<String> = sqlx::query_scalar("SELECT nspname::text FROM pg_catalog.pg_namespace")
-        .fetch_all(replica)
-        .await
-        .map_err(|e| classify(e, Side::Replica))?;
+async fn names(replica: &mut PgConnection, sql: &'static str) -> Result<BTreeSet<String>> {
+    let names: Vec<String> = sqlx::query_scalar(sql).fetch_all(replica).await.map_err(|e| classify(e, Side::Replica))?;
     Ok(names.into_iter().collect())
 }
 
 async fn make_type(replica: &mut PgConnection, wanted: &TypeDefinition, plan: &mut ReplicaPlan) -> Result<()> {
-    let fail = |e| classify(e, Side::Replica);
-    if let Some(extension) = &wanted.extension {
-        let sql = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_extension WHERE extname = $1)";
-        if !sqlx::query_scalar::<_, bool>(sql).bind(extension).fetch_one(&mut *replica).await.map_err(fail)? {
-            plan.statements.push(wanted.statement.clone());
-        }
-        return Ok(());
-    }
-    let found: Option<i64> = sqlx::query_scalar("SELECT pg_catalog.to_regtype($1)::oid::int8")
+    let found: bool = sqlx::query_scalar("SELECT pg_catalog.to_regtype($1) IS NOT NULL")
         .bind(&wanted.quoted)
         .fetch_one(&mut *replica)
         .await
-        .map_err(fail)?;
-    let Some(found) = found else {
+        .map_err(|e| classify(e, Side::Replica))?;
+    if !found {
         plan.statements.push(wanted.statement.clone());
         return Ok(());
-    };
-    if let Some(labels) = &wanted.labels {
-        let sql = "SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid::int8 = $1 ORDER BY enumsortorder";
-        let theirs: Vec<String> = sqlx::query_scalar(sql).bind(found).fetch_all(replica).await.map_err(fail)?;
+    }
+    if let (Some(labels), Some(theirs)) = (&wanted.labels, types::labels(replica, Side::Replica, &wanted.quoted).await?) {
         for label in labels.iter().filter(|label| !theirs.contains(label)) {
-            let quoted = crate::postgres::sql::quote_literal(label);
-            plan.refused.push(format!("type {0} lacks a label: ALTER TYPE {0} ADD VALUE {quoted};", wanted.quoted));
+            plan.refused.push(format!(
+                "type {} lacks a label: {};",
+                wanted.quoted,
+                types::add_label(&wanted.quoted, labels, label)
+            ));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! User-defined types of the source that a replica's tables need, in the order in which they can be made.
+//! Extensions and user-defined types of the source that a replica's tables need, in the order in which they can be made.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,8 +19,25 @@ pub struct TypeDefinition {
     pub statement: String,
     /// An enum's labels in order, to be compared where the type is there already.
     pub labels: Option<Vec<String>>,
-    /// The extension that brings it; `statement` makes that.
-    pub extension: Option<String>,
+}
+
+/// An extension to make on a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// Its name.
+    pub name: String,
+    /// Its schema.
+    pub schema: String,
+    /// What needs it: `type public.citext`, `index public.words_idx`.
+    pub needed_by: String,
+}
+
+impl Extension {
+    /// The statement that makes it, with those that it needs itself.
+    #[must_use]
+    pub fn statement(&self) -> String {
+        format!("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {} CASCADE", quote_ident(&self.name), quote_ident(&self.schema))
+    }
 }
 
 #[derive(Debug)]
@@ -48,6 +65,8 @@ struct Raw {
 pub struct Needed {
     /// User-defined types, dependencies first.
     pub types: Vec<TypeDefinition>,
+    /// Extensions, by name, that bring types.
+    pub extensions: BTreeMap<String, Extension>,
     /// Types of columns that no replica can be given, and why.
     pub refused: BTreeMap<u32, String>,
 }
@@ -86,13 +105,49 @@ pub async fn needed(source: &mut PgConnection, column_types: &BTreeSet<u32>) -> 
         let below = depends[&id].iter().find_map(|on| found.refused.get(on)).cloned();
         match below.or_else(|| refusal(&raw[&id])) {
             Some(reason) => drop(found.refused.insert(id, reason)),
-            None => {
-                let definition = define(source, id, &raw[&id]).await?;
-                found.types.extend(definition.filter(|new| !found.types.iter().any(|made| made.statement == new.statement)));
-            }
+            None => match &raw[&id].extension {
+                Some((name, schema)) => {
+                    let needed_by = format!("type {}.{}", raw[&id].schema, raw[&id].name);
+                    let extension = || Extension { name: name.clone(), schema: schema.clone(), needed_by };
+                    found.extensions.entry(name.clone()).or_insert_with(extension);
+                }
+                None => found.types.extend(define(source, id, &raw[&id]).await?),
+            },
         }
     }
     Ok(found)
+}
+
+/// What indexes, constraints, defaults and generated columns stand on: operator classes, operators, functions, access methods.
+const OF_EXPRESSIONS: &str = "WITH parts AS ( \
+     SELECT 'pg_catalog.pg_class'::regclass::oid AS class, i.indexrelid AS id, 'index ' || i.indexrelid::regclass::text AS what \
+       FROM pg_catalog.pg_index i WHERE i.indrelid::int8 = ANY($1) \
+     UNION ALL SELECT 'pg_catalog.pg_attrdef'::regclass, d.oid, 'a default of ' || d.adrelid::regclass::text \
+       FROM pg_catalog.pg_attrdef d WHERE d.adrelid::int8 = ANY($1) \
+     UNION ALL SELECT 'pg_catalog.pg_constraint'::regclass, k.oid, 'a constraint of ' || k.conrelid::regclass::text \
+       FROM pg_catalog.pg_constraint k WHERE k.conrelid::int8 = ANY($1)) \
+   SELECT DISTINCT ON (e.extname) e.extname::text, n.nspname::text, p.what FROM parts p \
+     JOIN pg_catalog.pg_depend d ON d.classid = p.class AND d.objid = p.id \
+     JOIN pg_catalog.pg_depend x ON x.classid = d.refclassid AND x.objid = d.refobjid AND x.deptype = 'e' \
+     JOIN pg_catalog.pg_extension e ON e.oid = x.refobjid JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace \
+     ORDER BY e.extname, p.what";
+
+/// Adds the extensions that tables need for something else than their columns' types.
+///
+/// # Errors
+/// The server's.
+pub async fn of_expressions(
+    source: &mut PgConnection,
+    tables: &[u32],
+    extensions: &mut BTreeMap<String, Extension>,
+) -> Result<()> {
+    let tables: Vec<i64> = tables.iter().map(|oid| i64::from(*oid)).collect();
+    let rows = sqlx::query(OF_EXPRESSIONS).bind(tables).fetch_all(source).await.map_err(|e| classify(e, Side::Source))?;
+    for row in &rows {
+        let extension = Extension { name: get(row, 0)?, schema: get(row, 1)?, needed_by: get(row, 2)? };
+        extensions.entry(extension.name.clone()).or_insert(extension);
+    }
+    Ok(())
 }
 
 /// Why `init` cannot make a type.
@@ -194,17 +249,8 @@ async fn texts(source: &mut PgConnection, sql: &'static str, id: u32) -> Result<
 
 async fn define(source: &mut PgConnection, id: u32, raw: &Raw) -> Result<Option<TypeDefinition>> {
     let quoted = format!("{}.{}", quote_ident(&raw.schema), quote_ident(&raw.name));
-    let simple = |statement: String| TypeDefinition {
-        schema: raw.schema.clone(),
-        quoted: quoted.clone(),
-        statement,
-        labels: None,
-        extension: None,
-    };
-    if let Some((extension, schema)) = &raw.extension {
-        let statement = format!("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {}", quote_ident(extension), quote_ident(schema));
-        return Ok(Some(TypeDefinition { schema: schema.clone(), extension: Some(extension.clone()), ..simple(statement) }));
-    }
+    let simple =
+        |statement: String| TypeDefinition { schema: raw.schema.clone(), quoted: quoted.clone(), statement, labels: None };
     Ok(match raw.kind.as_str() {
         "e" => {
             let sql = "SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid::int8 = $1 ORDER BY enumsortorder";
@@ -241,4 +287,23 @@ async fn domain(source: &mut PgConnection, id: u32, raw: &Raw, quoted: &str) -> 
         statement += &format!(" {constraint}");
     }
     Ok(statement)
+}
+
+/// An enum's labels in order; `None` where there is no such type.
+///
+/// # Errors
+/// The server's.
+pub async fn labels(connection: &mut PgConnection, side: Side, quoted: &str) -> Result<Option<Vec<String>>> {
+    let sql = "SELECT ARRAY(SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = t.id ORDER BY enumsortorder) \
+               FROM (SELECT pg_catalog.to_regtype($1)::oid) t (id) WHERE t.id IS NOT NULL";
+    sqlx::query_scalar(sql).bind(quoted).fetch_optional(connection).await.map_err(|e| classify(e, side))
+}
+
+/// The statement that adds a label at its place among `all`. Those before it are there, or added before it.
+#[must_use]
+pub fn add_label(quoted: &str, all: &[String], label: &str) -> String {
+    let before = all.iter().position(|other| other == label).and_then(|at| at.checked_sub(1)).map(|at| &all[at]);
+    // The first of all goes to the end: order is a convenience on a replica, and which label is first there is not known here.
+    let place = before.map(|before| format!(" AFTER {}", quote_literal(before))).unwrap_or_default();
+    format!("ALTER TYPE {quoted} ADD VALUE {}{place}", quote_literal(label))
 }

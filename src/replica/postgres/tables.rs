@@ -130,12 +130,26 @@ fn fit_column(schema: &TableSchema, column: &Column, catalog: &Catalog) -> Resul
     let (table, name) = (quote_table(&schema.table), quote_ident(&column.name));
     let wanted = spelled(&column.type_name, column.type_modifier);
     let found = catalog.columns.iter().find(|candidate| candidate.name == column.name).ok_or_else(|| {
-        mismatch(format!(
-            "column {} of table {} is not on the replica; run there what was run on the source, its DEFAULT included, which fills the rows \
-             that are there already: ALTER TABLE {table} ADD COLUMN {name} {wanted} … (where that default is not a constant, copy the \
-             table again)",
-            column.name, schema.table
-        ))
+        let (on, of) = (&column.name, &schema.table);
+        let add = format!(
+            "its DEFAULT included, which fills the rows that are there already: ALTER TABLE {table} ADD COLUMN {name} {wanted} … (where that \
+             default is not a constant, copy the table again)"
+        );
+        // A relation message tells no rename from a drop and an add.
+        let only_here = catalog.columns.iter().filter(|there| schema.columns.iter().all(|ours| ours.name != there.name));
+        let alike = only_here.filter(|there| there.type_name == column.type_name || there.declared_type == column.type_name);
+        let candidates: Vec<String> = alike
+            .map(|there| {
+                let there = quote_ident(&there.name);
+                format!("if {there} was renamed on the source: ALTER TABLE {table} RENAME COLUMN {there} TO {name}")
+            })
+            .collect();
+        mismatch(if candidates.is_empty() {
+            format!("column {on} of table {of} is not on the replica; run there what was run on the source, {add}")
+        } else {
+            let candidates = candidates.join("; ");
+            format!("column {on} of table {of} is not on the replica; {candidates}; only if it is a new column: run there what was run on the source, {add}")
+        })
     })?;
     let is = |type_name: &str| type_name == column.type_name;
     if (!is(&found.type_name) && !is(&found.declared_type)) || !keeps(&column.type_name, column.type_modifier, found.modifier) {

@@ -2,13 +2,14 @@
 
 use millstream::config::{PgConnect, ReplicaConfig};
 use millstream::preflight::check::{Finding, Severity, SourceSide, check_replica, check_source};
+use millstream::preflight::init::{Blueprint, Extension};
 
 use super::{carry_out, gone, plain_role, problem, replica_config, server, source_config};
 use crate::support::postgres::{self, PgDatabase};
 
 async fn findings(replica: &ReplicaConfig) -> Vec<Finding> {
     let tables = ["public.*".to_owned()];
-    check_replica(replica, &SourceSide { facts: None, extensions: &[], tables: &tables, blueprint: None }).await.into_list()
+    check_replica(replica, &SourceSide { facts: None, tables: &tables, blueprint: None }).await.into_list()
 }
 
 async fn mends(replica: &ReplicaConfig, database: &PgDatabase<'_>, check: &str) -> Finding {
@@ -48,14 +49,12 @@ async fn what_fires_and_what_refuses() {
         "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
          CREATE TABLE watched (id int PRIMARY KEY); CREATE TRIGGER w BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION meddle(); \
          ALTER TABLE watched ENABLE ALWAYS TRIGGER w; \
-         CREATE TABLE late (id int PRIMARY KEY DEFERRABLE); CREATE TRIGGER l BEFORE INSERT ON late FOR EACH ROW EXECUTE FUNCTION meddle(); \
-         CREATE TABLE booked (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&))",
+         CREATE TABLE late (id int PRIMARY KEY DEFERRABLE); CREATE TRIGGER l BEFORE INSERT ON late FOR EACH ROW EXECUTE FUNCTION meddle()",
     )
     .await;
     let replica = replica_config(db.connect());
     mends(&replica, &db, "trigger").await;
     assert_eq!(mends(&replica, &db, "deferrable").await.severity, Severity::Error);
-    mends(&replica, &db, "exclusion").await;
 }
 
 #[tokio::test]
@@ -106,16 +105,21 @@ async fn a_read_only_database_and_a_missing_extension() {
     let admin = db.server.database("postgres");
     carry_out(found.remedy.as_ref().expect("a remedy"), &admin).await;
     gone(&findings(&replica).await, "read_only");
+
+    let poor = replica_config(plain_role(&db, &format!("poor_{:08x}", rand::random::<u32>())).await);
     let tables = ["public.*".to_owned()];
-    let extensions = [("citext".to_owned(), "public.citext".to_owned())];
-    let look = async || {
-        let side = SourceSide { facts: None, extensions: &extensions, tables: &tables, blueprint: None };
-        check_replica(&replica, &side).await.into_list()
+    let look = async |replica: &ReplicaConfig, name: &str| {
+        let extension = Extension { name: name.into(), schema: "public".into(), needed_by: "index public.words_idx".into() };
+        let blueprint = Blueprint { extensions: vec![extension], ..Blueprint::default() };
+        let side = SourceSide { facts: None, tables: &tables, blueprint: Some(&blueprint) };
+        check_replica(replica, &side).await.into_list()
     };
-    let found = problem(&look().await, "extension");
-    let fresh = db.server.database(&db.name);
-    carry_out(found.remedy.as_ref().expect("a remedy"), &fresh).await;
-    gone(&look().await, "extension");
+    gone(&look(&replica, "pg_trgm").await, "extension");
+    let found = problem(&look(&poor, "pg_trgm").await, "extension");
+    carry_out(found.remedy.as_ref().expect("a remedy"), &db.server.database(&db.name)).await;
+    gone(&look(&poor, "pg_trgm").await, "extension");
+    let found = problem(&look(&replica, "not_there").await, "extension");
+    assert!(found.what.contains("not on this server"), "{found:?}");
 }
 
 #[tokio::test]
@@ -127,7 +131,7 @@ async fn the_same_database_twice_and_an_encoding_that_lacks_characters() {
     let facts = facts.expect("the source's facts");
     assert_eq!(facts.encoding, "UTF8");
     let tables = ["public.*".to_owned()];
-    let side = SourceSide { facts: Some(&facts), extensions: &[], tables: &tables, blueprint: None };
+    let side = SourceSide { facts: Some(&facts), tables: &tables, blueprint: None };
     let look = async |connect| check_replica(&replica_config(connect), &side).await.into_list();
     assert_eq!(problem(&look(db.connect()).await, "same_database").severity, Severity::Error);
 

@@ -10,12 +10,7 @@ use crate::support::postgres::PgDatabase;
 
 async fn findings(source: &SourceConfig, replica: &ReplicaConfig) -> Vec<Finding> {
     let (found, facts) = check_source(source).await;
-    let side = SourceSide {
-        facts: facts.as_ref(),
-        extensions: found.extensions(),
-        tables: &source.tables,
-        blueprint: found.blueprint(),
-    };
+    let side = SourceSide { facts: facts.as_ref(), tables: &source.tables, blueprint: found.blueprint() };
     check_replica(replica, &side).await.into_list()
 }
 
@@ -70,7 +65,9 @@ async fn what_only_the_replica_refuses_is_named() {
     pair.source
         .execute(
             "CREATE TABLE orders (id int PRIMARY KEY, a int, b text, CONSTRAINT positive CHECK (a > 0), CONSTRAINT same UNIQUE (a)); \
-             CREATE TABLE late (id int PRIMARY KEY, n int UNIQUE DEFERRABLE); CREATE TABLE child (id int PRIMARY KEY, late int)",
+             CREATE TABLE late (id int PRIMARY KEY, n int UNIQUE DEFERRABLE); CREATE TABLE child (id int PRIMARY KEY, late int); \
+             CREATE TABLE booked (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&)); CREATE TYPE mood AS ENUM ('a', 'b', 'c'); \
+             CREATE TABLE felt (id int PRIMARY KEY, m mood)",
         )
         .await;
     pair.replica
@@ -78,13 +75,18 @@ async fn what_only_the_replica_refuses_is_named() {
             "CREATE TABLE orders (id int PRIMARY KEY, a int, b text NOT NULL, CONSTRAINT positive CHECK (a > 0), CONSTRAINT mine CHECK (a < 10)); \
              CREATE UNIQUE INDEX same_by_another_name ON orders (a); CREATE UNIQUE INDEX extra ON orders (lower(b)); \
              CREATE TABLE late (id int PRIMARY KEY, n int UNIQUE DEFERRABLE); \
-             CREATE TABLE child (id int PRIMARY KEY, late int REFERENCES late (id))",
+             CREATE TABLE child (id int PRIMARY KEY, late int REFERENCES late (id)); \
+             CREATE TABLE booked (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&), \
+                                  CONSTRAINT tighter EXCLUDE USING gist (during WITH -|-)); CREATE TYPE mood AS ENUM ('a', 'c'); \
+             CREATE TABLE felt (id int PRIMARY KEY, m mood)",
         )
         .await;
     let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
     for (check, about, severity) in [
         ("check_constraint", "constraint mine", Severity::Warning),
         ("unique_key", "unique key extra", Severity::Warning),
+        ("exclusion", "exclusion constraint tighter", Severity::Warning),
+        ("enum", "lacks label b", Severity::Error),
         ("table_fit", "NOT NULL here only", Severity::Error),
         ("deferrable_foreign_key", "child_late_fkey", Severity::Warning),
     ] {

@@ -51,6 +51,32 @@ async fn slots_senders_retention_and_fsync_of_a_cramped_server() {
 }
 
 #[tokio::test]
+async fn a_slot_that_is_gone_and_one_that_retains_more_than_it_may() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION millstream_shop FOR TABLE t").await;
+    let source = SourceConfig { retain_max_bytes: 20 << 20, ..source_config(db.connect()) };
+    let found = problem(&findings(&source).await, "slot");
+    assert!(found.severity == Severity::Error && found.remedy.is_some(), "{found:?}");
+    db.value("SELECT pg_create_logical_replication_slot('millstream_shop_1', 'pgoutput')::text").await;
+    gone(&findings(&source).await, "slot");
+    gone(&findings(&source).await, "retention");
+    for _ in 0..3 {
+        db.value("SELECT pg_switch_wal() FROM (SELECT pg_logical_emit_message(false, 'x', 'x')) m").await;
+    }
+    let found = problem(&findings(&source).await, "retention");
+    assert!(found.severity == Severity::Warning && found.what.contains("MiB"), "{found:?}");
+    // What it may restart from moves with the records of running transactions that checkpoints write.
+    until("the slot to let go", LONG, async || {
+        db.execute("CHECKPOINT").await;
+        db.value("SELECT end_lsn FROM pg_replication_slot_advance('millstream_shop_1', pg_current_wal_lsn())").await;
+        findings(&source).await.iter().any(|f| f.check == "retention" && f.severity == Severity::Ok)
+    })
+    .await;
+    gone(&findings(&source).await, "retention");
+}
+
+#[tokio::test]
 async fn a_wrong_password_and_a_missing_hba_line() {
     let server = server(&[]).await;
     let db = server.new_database().await;

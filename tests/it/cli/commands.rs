@@ -8,7 +8,7 @@ use millstream::halt::HaltCode;
 
 use super::NOWHERE;
 use crate::support::daemon::{Site, binary};
-use crate::support::wait::until;
+use crate::support::wait::{LONG, until};
 
 /// Every command that has a help page of its own.
 const COMMANDS: &[&[&str]] = &[&["run"], &["check"], &["init"], &["teardown"], &["status"], &["log", "tail"], &["explain"]];
@@ -125,4 +125,19 @@ async fn a_daemon_starts_while_its_databases_are_down_says_so_and_stops_cleanly(
     let outcome = site.run(&["status"]).await;
     assert_eq!(outcome.code, Some(3));
     assert!(outcome.stderr.contains("no daemon answers at http://127.0.0.1:"), "{}", outcome.stderr);
+}
+
+/// `init` with a changed file and a daemon with the old one talked past each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_says_that_its_configuration_file_has_changed() {
+    let site = Site::new(NOWHERE);
+    let daemon = site.start();
+    let changed = async || site.status().await.map(|status| status["daemon"]["configuration_changed"].clone());
+    until("the daemon to answer", LONG, async || changed().await == Some(false.into())).await;
+    let text = std::fs::read_to_string(site.configuration()).expect("the configuration");
+    std::fs::write(site.configuration(), format!("{text}# more\n")).expect("another configuration");
+    assert_eq!(changed().await, Some(true.into()));
+    let page = site.run(&["status"]).await.stdout;
+    assert!(page.contains("has changed since this daemon started"), "{page}");
+    assert_eq!(daemon.terminate().await.code(), Some(0));
 }

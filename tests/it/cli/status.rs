@@ -101,7 +101,7 @@ fn a_page_says_everything_in_80_columns() {
         "source 16/B374D848",
         "12,346 changes/s, 56 transactions/s",
         "1,234,567 changes, 36 MiB of 100 GiB; held by reports",
-        "old_one not in this configuration",
+        "old_one not in this daemon's configuration",
         "millstream teardown --source shop --consumer old_one",
         "public.orders_id_seq and 1 more stay where",
         "1.5 GiB of 50 GiB at the source; ends in 2 h 30 min at this rate",

@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use super::NOWHERE;
 use crate::support::daemon::Site;
+use crate::support::wait::until;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -48,7 +49,8 @@ async fn a_watch_outlives_the_daemon_and_ends_at_ctrl_c() {
     let _daemon = site.start();
     shows(&documents, |document| document["version"] == 1);
     rustix::process::kill_process(Pid::from_child(&watch), Signal::INT).expect("a signal");
-    let status = tokio::task::spawn_blocking(move || watch.wait()).await.expect("join").expect("wait");
+    until("it to end", SOON, async || watch.try_wait().expect("wait").is_some()).await;
+    let status = watch.wait().expect("wait");
     assert_eq!((status.code(), status.signal()), (Some(0), None));
 }
 

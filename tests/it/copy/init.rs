@@ -113,6 +113,26 @@ async fn tables_with_rows_that_refer_to_each_other_are_emptied_by_the_statement_
     pair.init().await;
 }
 
+/// A first copy halted at its end, because only columns' types were asked.
+#[tokio::test]
+async fn extensions_that_indexes_and_constraints_stand_on_are_made() {
+    let pair = Pair::new().await;
+    pair.source
+        .execute(
+            "CREATE SCHEMA ext; CREATE EXTENSION btree_gist; CREATE EXTENSION pg_trgm SCHEMA ext; CREATE EXTENSION earthdistance CASCADE; \
+             CREATE TABLE a (id int PRIMARY KEY, v text, r int4range, EXCLUDE USING gist (id WITH =, r WITH &&)); \
+             CREATE INDEX ON a USING gin (v ext.gin_trgm_ops); CREATE TABLE b (id int PRIMARY KEY, far float8 DEFAULT earth())",
+        )
+        .await;
+    pair.init().await;
+    let made = "SELECT string_agg(extname, ' ' ORDER BY extname) FROM pg_extension WHERE extname <> 'plpgsql'";
+    assert_eq!(pair.replica.value(made).await, "btree_gist cube earthdistance pg_trgm");
+    for statement in pair.replica.query("SELECT statement FROM millstream.deferred_ddl ORDER BY ordinal").await.unwrap() {
+        pair.replica.execute(statement[0].as_deref().unwrap()).await;
+    }
+    assert_eq!(pair.replica.value("SELECT count(*) FROM pg_index WHERE indrelid = 'a'::regclass").await, "3");
+}
+
 #[tokio::test]
 async fn a_replica_table_with_rows_is_refused_and_an_empty_one_must_fit() {
     let pair = Pair::new().await;

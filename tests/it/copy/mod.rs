@@ -75,6 +75,7 @@ impl Pair {
             http: None,
             log: millstream::config::LogConfig::default(),
             warnings: Vec::new(),
+            file: millstream::config::ConfigFile::default(),
         };
         Self { source, replica, config, queue, folder }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use millstream::ErrorKind;
+use millstream::config::PgConnect;
 use millstream::postgres::{ServerError, session, sql as ordinary};
 use sqlx::Row;
 
@@ -32,6 +33,29 @@ async fn both_clients_have_the_same_session() {
     assert_eq!(value(&mut own, "SHOW application_name").await, "millstream");
     assert_eq!(own.parameter("client_encoding"), Some("UTF8"));
     assert_eq!(value(&mut own, "SELECT pg_backend_pid()").await, own.backend_pid().to_string());
+}
+
+/// Small writes are not held back: the end of a COPY waited for an acknowledgement that the server's kernel puts off by 40 ms.
+#[tokio::test]
+async fn sessions_over_tcp_hold_no_small_writes_back() {
+    let database = shared().await.new_database().await;
+    // A port that nobody else connects to.
+    let proxy = Proxy::start(database.server.port()).await;
+    let to = PgConnect { port: proxy.port(), ..database.connect_tcp() };
+    let _own = sql(&to).await.unwrap();
+    let _through_sqlx = ordinary::connect(&to, ordinary::Side::Replica, "test").await.unwrap();
+    let mut looked_at = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // SAFETY: the two sessions live to the end; of any other file only its peer is asked.
+        let file = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+        let peer = rustix::net::getpeername(file).ok().flatten().and_then(|peer| rustix::net::SocketAddrV4::try_from(peer).ok());
+        if peer.is_some_and(|peer| peer.port() == proxy.port()) {
+            assert!(rustix::net::sockopt::tcp_nodelay(file).unwrap() && rustix::net::sockopt::socket_keepalive(file).unwrap());
+            looked_at += 1;
+        }
+    }
+    assert_eq!(looked_at, 2);
 }
 
 #[tokio::test]
