@@ -142,10 +142,18 @@ impl Build<'_> {
             self.name(&["source", &name])?;
             sources.insert(name.clone(), self.source(&name, raw, &queue)?);
         }
-        let mut replicas = BTreeMap::new();
+        let mut replicas: BTreeMap<String, ReplicaConfig> = BTreeMap::new();
         for (name, raw) in raw.replica {
             self.name(&["replica", &name])?;
-            replicas.insert(name.clone(), self.replica(&name, raw, &sources)?);
+            let replica = self.replica(&name, raw, &sources)?;
+            let place =
+                |r: &ReplicaConfig| (r.source.clone(), r.connect.host.clone(), r.connect.port, r.connect.database.clone());
+            if let Some(other) = replicas.values().find(|other| place(other) == place(&replica)) {
+                let message =
+                    format!("the database that replica.{} is applied to; each replica of a source needs its own", other.name);
+                return Err(self.error(&["replica", &name, "url"], message));
+            }
+            replicas.insert(name.clone(), replica);
         }
         if sources.is_empty() {
             return Err(self.error(&[], "no [source.NAME] is configured; name at least one database to capture"));

@@ -30,6 +30,8 @@ pub enum Refusal {
     NoPassword,
     /// Role or password: the server does not say which.
     RoleOrPassword,
+    /// It offers no TLS, and `sslmode` asks for it.
+    NoTls,
 }
 
 impl Refusal {
@@ -59,6 +61,10 @@ impl Refusal {
                 "the server asks for the password of role '{role}', and none is configured: name a file with password_file, set MILLSTREAM__…__PASSWORD, \
                  or pass a systemd credential (which only the unit gets, not a command that is run by hand)"
             ),
+            Self::NoTls => format!(
+                "the server at {} offers no TLS (ssl=off, or something between strips it), and sslmode asks for it",
+                address(to)
+            ),
             Self::RoleOrPassword => {
                 format!("the password of role '{role}' is refused, or there is no such role: PostgreSQL does not say which")
             }
@@ -79,6 +85,7 @@ impl fmt::Display for Cause {
         f.write_str(match self.refusal {
             Refusal::NotPostgres | Refusal::TooOld(_) => "PostgreSQL",
             Refusal::NoPassword | Refusal::RoleOrPassword => "password",
+            Refusal::NoTls => "TLS",
         })
     }
 }
@@ -110,6 +117,7 @@ pub(super) async fn explain(error: Error, to: &PgConnect) -> Error {
         // invalid_password
         Some("28P01") if to.password.is_none() => (error.kind(), Refusal::NoPassword),
         Some("28P01") => (error.kind(), Refusal::RoleOrPassword),
+        None if offers_no_tls(&error) => (ErrorKind::Config, Refusal::NoTls),
         // Whoever understands nothing may also just close.
         None if matches!(error.kind(), ErrorKind::Malformed | ErrorKind::Connection) && !speaks_postgres(to).await => {
             (ErrorKind::Config, Refusal::NotPostgres)
@@ -120,6 +128,12 @@ pub(super) async fn explain(error: Error, to: &PgConnect) -> Error {
     // An unknown setting, or bytes of another protocol, would only distract.
     let server = ServerError::find(&error).filter(|_| refusal == Refusal::RoleOrPassword).cloned();
     told(kind, to, refusal, server)
+}
+
+/// sqlx has no other sign of it than its words.
+fn offers_no_tls(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<sqlx::Error>());
+    matches!(cause, Some(sqlx::Error::Tls(inner)) if inner.to_string().contains("does not support TLS"))
 }
 
 /// `server_version_num`, over a session without our settings.

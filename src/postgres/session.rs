@@ -19,6 +19,8 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("lock_timeout", "0"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    // A replica whose database or roles are read only by default is so for everybody else.
+    ("default_transaction_read_only", "off"),
     // PostgreSQL 14 and later, as is everything that we know (`check`).
     ("idle_session_timeout", "0"),
     ("tcp_keepalives_idle", "10"),

@@ -56,6 +56,12 @@ fn refused(findings: &mut Findings, target: &PgConnect, refusal: &Refusal) {
             let remedy = Remedy::at(Place::Configuration, format!("{table}.url: host and port of the PostgreSQL server"));
             findings.error("connect", said, WITHOUT_IT, Some(remedy));
         }
+        Refusal::NoTls => {
+            let on = "on that server: ssl = on in postgresql.conf, with ssl_cert_file and ssl_key_file, and a reload";
+            let remedy = Remedy::at(Place::Person, on)
+                .then(format!("or, on a network that you trust, in {table}.url: ?sslmode=disable (or prefer)"));
+            findings.error("connect", said, WITHOUT_IT, Some(remedy));
+        }
         Refusal::TooOld(_) => {
             let remedy = Remedy::at(Place::Person, "upgrade that server (pg_upgrade), or name another one in url");
             findings.error("version", said, "its sessions do not know the settings that Millstream's need", Some(remedy));

@@ -48,6 +48,7 @@ pub(super) async fn check(
         if !loading.contains(&source.table) {
             misfit(findings, source, theirs);
         }
+        generated(findings, source, theirs);
         refusals(findings, source, theirs);
     }
     Ok(())
@@ -194,6 +195,30 @@ fn misfit(findings: &mut Findings, source: &TableDefinition, replica: &TableDefi
         let remedy =
             (!statement.is_empty()).then(|| Remedy::at(place, format!("ALTER TABLE {}", statement.trim_end_matches(';'))));
         findings.error("table_fit", what, "init refuses the table, and a row that does not fit halts the replica", remedy);
+        findings.about(source.table.to_string());
+    }
+}
+
+/// Generated columns travel in no change, so nothing halts where the replica lacks one.
+fn generated(findings: &mut Findings, source: &TableDefinition, replica: &TableDefinition) {
+    let missing =
+        source.columns.iter().filter(|c| c.generated.is_some() && replica.columns.iter().all(|there| there.name != c.name));
+    for column in missing {
+        let Some(expression) = &column.expression else { continue };
+        let kept = if column.generated == Some('v') { "VIRTUAL" } else { "STORED" };
+        let statement = format!(
+            "ALTER TABLE {} ADD COLUMN {} {} GENERATED ALWAYS AS ({expression}) {kept}",
+            quote_table(&replica.table),
+            quote(&column.name),
+            column.type_text
+        );
+        let what = format!("generated column {} is missing", column.name);
+        findings.warn(
+            "generated_column",
+            what,
+            "who reads it on the replica does not find it",
+            Some(Remedy::sql(Side::Replica, statement)),
+        );
         findings.about(source.table.to_string());
     }
 }

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row};
 use super::finding::{Findings, Place, Remedy, Side};
 use crate::config::PgConnect;
 use crate::error::Result;
-use crate::postgres::sql::{self, quote_ident as quote};
+use crate::postgres::sql;
 use crate::postgres::{Mode, OLDEST_MAJOR, PgClient};
 
 /// Major versions that the test suite runs on (`make matrix`).
@@ -45,7 +45,7 @@ pub async fn facts(findings: &mut Findings, connection: &mut PgConnection) -> sq
         "SELECT current_setting('server_version_num')::int4, current_user::text, \
          (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), current_setting('server_encoding'), \
          pg_is_in_recovery(), current_database()::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8, \
-         current_setting('default_transaction_read_only') = 'on', current_setting('fsync') = 'on'",
+         current_setting('fsync') = 'on'",
     )
     .fetch_one(&mut *connection)
     .await?;
@@ -75,16 +75,7 @@ pub async fn facts(findings: &mut Findings, connection: &mut PgConnection) -> sq
             Some(Remedy::at(Place::Configuration, "url: name the primary")),
         );
     }
-    if findings.side() == Side::Replica && row.get::<bool, _>(7) {
-        let statement = format!("ALTER DATABASE {} RESET default_transaction_read_only", quote(&facts.database));
-        findings.error(
-            "read_only",
-            "default_transaction_read_only is on",
-            "every write would fail",
-            Some(Remedy::sql(Side::Replica, statement)),
-        );
-    }
-    if !row.get::<bool, _>(8) {
+    if !row.get::<bool, _>(7) {
         let remedy = Remedy::sql(findings.side(), "ALTER SYSTEM SET fsync = 'on'").then(RELOAD);
         findings.warn(
             "fsync",

@@ -96,6 +96,15 @@ pub(super) async fn check(
         findings.error("tables", format!("no table matches {:?}", source.tables), "there is nothing to replicate", Some(remedy));
         return Ok(());
     }
+    for pattern in resolved.idle_patterns(&source.tables) {
+        let remedy = Remedy::at(Place::Configuration, format!("source.{}.tables: mend or remove {pattern:?}", source.name));
+        findings.warn(
+            "pattern",
+            format!("pattern {pattern:?} matches no table"),
+            "a table that was meant may be missing",
+            Some(remedy),
+        );
+    }
     let before = findings.problems();
     for table in &picked {
         judge_identity(findings, table);

@@ -55,6 +55,18 @@ pub struct Resolved {
     pub refused: Vec<(TableName, String)>,
     /// Tables that match and cannot be replicated, with the reason.
     pub left_out: Vec<(TableName, &'static str)>,
+    /// Every table, view and partitioned table that there is.
+    names: Vec<TableName>,
+}
+
+impl Resolved {
+    /// Patterns that include tables and match none, whatever later ones say.
+    pub fn idle_patterns<'p>(&self, patterns: &'p [String]) -> impl Iterator<Item = &'p str> {
+        let idle = |text: &&str| {
+            TablePatterns::parse(&[*text]).is_ok_and(|pattern| !self.names.iter().any(|name| pattern.matches(name)))
+        };
+        patterns.iter().map(String::as_str).filter(|text| !text.starts_with('!')).filter(idle)
+    }
 }
 
 /// Resolves patterns against the catalog. A leaf of a partitioned table that no pattern names follows its nearest ancestor that one does.
@@ -63,7 +75,9 @@ pub struct Resolved {
 /// The server's.
 pub async fn resolve(source: &mut PgConnection, patterns: &TablePatterns) -> Result<Resolved> {
     let mut resolved = Resolved::default();
-    for candidate in candidates(source).await? {
+    let candidates = candidates(source).await?;
+    resolved.names = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+    for candidate in candidates {
         let named = std::iter::once(&candidate.name).chain(candidate.ancestors.iter().map(|(_, name)| name));
         if named.filter_map(|name| patterns.verdict(name)).next() != Some(true) {
             continue;

@@ -251,6 +251,7 @@ async fn target<'a>(
     let mut connection = connect(&config.connect, Side::Replica, APPLICATION).await?;
     let mut registered = BTreeMap::new();
     let mut known = false;
+    let mut taken = BTreeMap::new();
     if ledger::exists(&mut connection).await? {
         match ledger::load(&mut connection, &config.name).await {
             Err(error) if error.kind() == ErrorKind::Halt(HaltCode::NotInitialized) => {}
@@ -261,10 +262,11 @@ async fn target<'a>(
                 registered.extend(ledger::tables(&mut connection, &config.name).await?);
             }
         }
+        taken.extend(ledger::tables_of_others(&mut connection, &config.name).await?);
     }
     // A replica that is known goes on as it was begun.
     let loading = if known { Loading::Copy } else { loading };
-    let mut plan = replica::plan(&mut connection, blueprint, &registered, loading).await?;
+    let mut plan = replica::plan(&mut connection, blueprint, &registered, &taken, loading).await?;
     if !known {
         plan.refused.extend(replica::foreign_ledger(&mut connection).await?);
     }

@@ -19,6 +19,9 @@ use crate::preflight::emptying;
 use crate::queue::log::Cursor;
 use crate::replica::postgres::ledger::{self, CopyState};
 
+/// Tables named where there may be many.
+const SHOWN: usize = 5;
+
 /// What is to be done on one replica.
 #[derive(Clone, Debug, Default)]
 pub struct ReplicaPlan {
@@ -86,6 +89,7 @@ pub async fn plan(
     replica: &mut PgConnection,
     blueprint: &Blueprint,
     registered: &BTreeMap<TableName, CopyState>,
+    taken: &BTreeMap<TableName, String>,
     loading: Loading,
 ) -> Result<ReplicaPlan> {
     let mut plan = ReplicaPlan::default();
@@ -105,7 +109,15 @@ pub async fn plan(
              the replica, then put it back"
         ));
     }
-    if fresh.is_empty() {
+    let both: Vec<String> =
+        fresh.iter().filter_map(|t| Some(format!("{} of '{}'", t.table, taken.get(&t.table)?))).take(SHOWN).collect();
+    if !both.is_empty() {
+        plan.refused.push(format!(
+            "tables here belong to another replica in this database ({}); each replica of a source needs a database of its own: look at its url",
+            both.join(", ")
+        ));
+    }
+    if fresh.is_empty() || !both.is_empty() {
         return Ok(plan);
     }
     let here: Vec<u32> = fresh.iter().filter_map(|t| existing.get(&t.table).copied()).collect();

@@ -83,6 +83,10 @@ fn from_server(error: &PgDatabaseError) -> Error {
     if error.code() == "57014" {
         return Error::new(ErrorKind::Busy, describe(error)).with_source(Canceled);
     }
+    // undefined_table; whatever language the server speaks, it quotes the name.
+    if error.code() == "42P01" && error.message().contains("\"millstream.") {
+        return Error::halt(HaltCode::LedgerDamaged, describe(error));
+    }
     Error::new(kind_of_sqlstate(error.code(), Side::Replica), describe(error))
 }
 

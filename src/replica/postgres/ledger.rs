@@ -250,6 +250,24 @@ pub async fn tables(connection: &mut PgConnection, name: &str) -> Result<Vec<(Ta
         .collect()
 }
 
+/// Tables of other replicas in the same database, each with its replica's name.
+///
+/// # Errors
+/// As [`tables`].
+pub async fn tables_of_others(connection: &mut PgConnection, name: &str) -> Result<Vec<(TableName, String)>> {
+    let query =
+        sqlx::query("SELECT table_schema, table_name, replica FROM millstream.copied_table WHERE replica NOT IN ($1, $2)")
+            .bind(whole(name))
+            .bind(added(whole(name)));
+    let rows = within(SHORT_WAIT, "reading the ledger's tables", query.fetch_all(connection)).await?;
+    rows.iter()
+        .map(|row| {
+            let other: String = get(row, 2)?;
+            Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), whole(&other).to_owned()))
+        })
+        .collect()
+}
+
 /// The tables of one row of a replica; those under its other row are [`CopyState::Apart`].
 ///
 /// # Errors

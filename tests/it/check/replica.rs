@@ -97,15 +97,9 @@ async fn rows_in_tables_that_refer_to_each_other_are_removed_at_once_and_nobody_
 }
 
 #[tokio::test]
-async fn a_read_only_database_and_a_missing_extension() {
+async fn a_missing_extension() {
     let db = postgres::shared_replica().await.new_database().await;
-    db.execute(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", db.name)).await;
     let replica = replica_config(db.connect());
-    let found = problem(&findings(&replica).await, "read_only");
-    let admin = db.server.database("postgres");
-    carry_out(found.remedy.as_ref().expect("a remedy"), &admin).await;
-    gone(&findings(&replica).await, "read_only");
-
     let poor = replica_config(plain_role(&db, &format!("poor_{:08x}", rand::random::<u32>())).await);
     let tables = ["public.*".to_owned()];
     let look = async |replica: &ReplicaConfig, name: &str| {

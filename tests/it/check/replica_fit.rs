@@ -67,7 +67,7 @@ async fn what_only_the_replica_refuses_is_named() {
             "CREATE TABLE orders (id int PRIMARY KEY, a int, b text, CONSTRAINT positive CHECK (a > 0), CONSTRAINT same UNIQUE (a)); \
              CREATE TABLE late (id int PRIMARY KEY, n int UNIQUE DEFERRABLE); CREATE TABLE child (id int PRIMARY KEY, late int); \
              CREATE TABLE booked (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&)); CREATE TYPE mood AS ENUM ('a', 'b', 'c'); \
-             CREATE TABLE felt (id int PRIMARY KEY, m mood)",
+             CREATE TABLE felt (id int PRIMARY KEY, m mood, twice int GENERATED ALWAYS AS (id * 2) STORED)",
         )
         .await;
     pair.replica
@@ -87,6 +87,7 @@ async fn what_only_the_replica_refuses_is_named() {
         ("unique_key", "unique key extra", Severity::Warning),
         ("exclusion", "exclusion constraint tighter", Severity::Warning),
         ("enum", "lacks label b", Severity::Error),
+        ("generated_column", "column twice is missing", Severity::Warning),
         ("table_fit", "NOT NULL here only", Severity::Error),
         ("deferrable_foreign_key", "child_late_fkey", Severity::Warning),
     ] {

@@ -158,6 +158,18 @@ async fn a_table_without_a_key_and_an_unlogged_one_are_named() {
 }
 
 #[tokio::test]
+async fn a_pattern_that_matches_nothing() {
+    let db = postgres::shared().await.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let mut source = source_config(db.connect());
+    source.tables = vec!["public.*".into(), "pubic.t".into(), "!public.scratch_*".into()];
+    let found = problem(&findings(&source).await, "pattern");
+    assert!(found.severity == Severity::Warning && found.what.contains("pubic.t"), "{found:?}");
+    source.tables.remove(1);
+    gone(&findings(&source).await, "pattern");
+}
+
+#[tokio::test]
 async fn no_table_at_all() {
     let db = postgres::shared().await.new_database().await;
     let found = problem(&findings(&source_config(db.connect())).await, "tables");

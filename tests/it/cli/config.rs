@@ -36,6 +36,11 @@ const WRONG: &[(&str, &str, &[&str])] = &[
     ("source = \"shop\"", "source = \"shpo\"", &[".toml:9:1:", "replica.reports.source", "the sources are: shop"]),
     ("source = \"shop\"\n", "", &[".toml:8:10:", "replica.reports.source", "missing"]),
     ("127.0.0.1:2/shop", "127.0.0.1:1/shop", &[".toml:10:1:", "replica.reports.url", "the database of [source.shop] itself"]),
+    (
+        "[http]",
+        "[replica.again]\nsource = \"shop\"\nurl = \"postgres://other@127.0.0.1:2/shop\"\n[http]",
+        &["replica.reports.url", "replica.again is applied to"],
+    ),
     ("embedded:{folder}/queue", "embedded:queue", &[".toml:6:1:", "queue.url", "absolute path"]),
     ("embedded:{folder}/queue", "redis://x", &[".toml:6:1:", "queue.url", "kafka://"]),
     ("embedded:{folder}/queue", "kafka://k1", &[".toml:6:1:", "queue.url", "'k1' is not host:port"]),

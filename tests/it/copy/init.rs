@@ -183,6 +183,22 @@ async fn a_new_table_is_picked_up_by_the_next_run_and_one_that_no_longer_matches
     assert_eq!(pair.source.value("SELECT string_agg(tablename, ',') FROM pg_publication_tables").await, "b");
 }
 
+/// The refusal asked for a TRUNCATE, which would have emptied the live replica.
+#[tokio::test]
+async fn a_second_replica_in_the_same_database_is_refused_by_name() {
+    let mut pair = Pair::new().await;
+    pair.source.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1)").await;
+    pair.init().await;
+    pair.replica.execute("INSERT INTO a VALUES (1)").await;
+    let mut second = pair.config.replicas["reports"].clone();
+    second.name = "again".into();
+    pair.config.replicas.insert("again".into(), second);
+    let (outcome, lines) = pair.init_with(InitOptions::default()).await;
+    assert_eq!(outcome.unwrap(), Outcome::Refused);
+    let [Line::Refused(text)] = &*lines else { panic!("one refusal: {lines:#?}") };
+    assert!(text.contains("public.a of 'reports'") && !text.contains("TRUNCATE"), "{text}");
+}
+
 /// The publication is the source's: the other replica halted at the first change to a table that it did not know.
 #[tokio::test]
 async fn replicas_that_were_not_asked_for_come_along_when_the_published_tables_change() {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use millstream::ErrorKind;
 use millstream::config::{PgConnect, TlsMode};
 use millstream::halt::HaltCode;
+use millstream::postgres::sql as ordinary;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
 use super::tls_proxy::{Tamper, TlsProxy};
@@ -79,6 +80,9 @@ async fn stripped_and_injected_tls_is_noticed() {
         let error = sql(&through(&strip, mode)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("offers no TLS"), "{error}");
+        let through_sqlx = ordinary::connect(&through(&strip, mode), ordinary::Side::Source, "test").await.unwrap_err();
+        assert_eq!(through_sqlx.kind(), ErrorKind::Config);
+        assert!(through_sqlx.to_string().contains("offers no TLS"), "{through_sqlx}");
     }
     let inject = TlsProxy::start(server.port(), Tamper::Inject).await;
     for mode in [TlsMode::Prefer, TlsMode::Require, TlsMode::VerifyFull] {

@@ -130,3 +130,12 @@ async fn a_newer_ledger_is_not_read_and_an_older_one_is_upgraded() {
     assert_eq!(lane.replica.value(column).await, "1");
     daemon.terminate().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_somebody_drops_is_named() {
+    let lane = Lane::new(T).await;
+    let _daemon = lane.start().await;
+    lane.replica.execute("DROP SCHEMA millstream CASCADE").await;
+    lane.source.execute("INSERT INTO t VALUES (30, 'lost', 0)").await;
+    lane.halted(&["ledger_damaged"]).await;
+}
