@@ -38,6 +38,9 @@ pub(super) async fn check(
     schemas(findings, connection, blueprint, &here, facts, initialized, &building).await?;
     let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
     labels(findings, connection, blueprint).await?;
+    if initialized {
+        partitions(findings, connection, blueprint, &here).await?;
+    }
     let definitions = definition::read(connection, sql::Side::Replica, &oids).await?;
     let loading = if initialized { put_off(connection, true).await? } else { BTreeSet::new() };
     for source in &blueprint.tables {
@@ -66,6 +69,48 @@ async fn labels(findings: &mut Findings, connection: &mut PgConnection, blueprin
         let remedy = statements.fold(Remedy::sql(Side::Replica, first), Remedy::then);
         findings.error("enum", what, "a row that holds it halts the replica with replica_constraint", Some(remedy));
         findings.about(wanted.quoted.clone());
+    }
+    Ok(())
+}
+
+const PARTITIONS: &str = "SELECT cn.nspname::text, c.relname::text, pn.nspname::text, p.relname::text FROM pg_catalog.pg_inherits i \
+     JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid JOIN pg_catalog.pg_namespace cn ON cn.oid = c.relnamespace \
+     JOIN pg_catalog.pg_class p ON p.oid = i.inhparent JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace \
+     WHERE p.relkind = 'p' AND c.relkind IN ('r', 'p') ORDER BY 1, 2";
+
+/// Rows travel by leaves, and ATTACH, DETACH and DROP of one in no change: nothing halts, and who reads the parent here reads something else.
+async fn partitions(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    blueprint: &Blueprint,
+    relations: &BTreeMap<TableName, Here>,
+) -> Result<()> {
+    let rows = sqlx::query(PARTITIONS).fetch_all(connection).await.map_err(|e| classify(e, sql::Side::Replica))?;
+    let name = |row: &sqlx::postgres::PgRow, at: usize| TableName::new(row.get::<String, _>(at), row.get::<String, _>(at + 1));
+    let here: BTreeMap<TableName, TableName> = rows.iter().map(|row| (name(row, 0), name(row, 2))).collect();
+    let at_source = |leaf: &TableName| blueprint.all().find(|t| t.table == *leaf)?.partition_of.as_ref();
+    let is_known = |parent: &TableName| blueprint.parents.iter().any(|p| p.table == *parent);
+    let why = "who reads the partitioned table on the replica reads other rows than on the source";
+    for (leaf, parent) in
+        here.iter().filter(|(leaf, parent)| is_known(parent) && at_source(leaf).is_none_or(|(p, _)| p != *parent))
+    {
+        let statement = format!("ALTER TABLE {} DETACH PARTITION {}", quote_table(parent), quote_table(leaf));
+        let what = format!("{leaf} is a partition of {parent} here and none of its captured ones at the source");
+        findings.warn("partition", what, why, Some(Remedy::sql(Side::Replica, statement)));
+        findings.about(leaf.to_string());
+    }
+    let there = |table: &TableName| relations.contains_key(table);
+    let loose = blueprint.all().filter(|t| there(&t.table) && !here.contains_key(&t.table));
+    for (leaf, (parent, bound)) in loose.filter_map(|t| Some((&t.table, t.partition_of.as_ref()?))).filter(|(_, (p, _))| there(p))
+    {
+        let statement = format!("ALTER TABLE {} ATTACH PARTITION {} {bound}", quote_table(parent), quote_table(leaf));
+        findings.warn(
+            "partition",
+            format!("{leaf} is no partition of {parent} here"),
+            why,
+            Some(Remedy::sql(Side::Replica, statement)),
+        );
+        findings.about(leaf.to_string());
     }
     Ok(())
 }

@@ -193,6 +193,11 @@ impl PostgresReplica {
             }
         }
         tracing::info!(table = %from, %to, "renamed, as on the source");
+        self.rename_in_ledger(from, to).await
+    }
+
+    /// The ledger's side of a rename.
+    pub(super) async fn rename_in_ledger(&mut self, from: &TableName, to: &TableName) -> Result<()> {
         let query = sqlx::query(
             "UPDATE millstream.copied_table SET table_schema = $4, table_name = $5 WHERE replica = $1 AND table_schema = $2 AND table_name = $3",
         );

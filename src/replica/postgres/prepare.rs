@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::errors::{SHORT_WAIT, within};
 use super::ledger::CopyState;
 use super::plan::Style;
 use super::replica::PostgresReplica;
@@ -11,8 +12,9 @@ use super::tables::Table;
 use super::{catalog, ledger};
 use crate::apply::first_copy::Schemas;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Change, SchemaId};
+use crate::event::{Change, SchemaId, TableName, TableSchema};
 use crate::halt::HaltCode;
+use crate::postgres::sql::{quote_ident, quote_table};
 
 /// Definitions of tables are read again after this long.
 const CATALOG_AGE: Duration = Duration::from_mins(5);
@@ -74,6 +76,9 @@ impl PostgresReplica {
             return Err(Error::new(ErrorKind::Busy, message));
         }
         if !self.members.contains_key(&schema.table) {
+            self.follow_rename(schema, schemas).await?;
+        }
+        if !self.members.contains_key(&schema.table) {
             let message = format!(
                 "table {} is in the log but not among the tables of replica '{}'; run `millstream init` to copy it, or exclude it \
                  from the source's tables",
@@ -93,6 +98,33 @@ impl PostgresReplica {
         };
         self.tables.insert(id, Arc::new(Table::fit(schema, &catalog)?));
         Ok(())
+    }
+
+    /// A table that the source knows under another name than before is followed once it has that name here; until then it is said how to give it.
+    async fn follow_rename(&mut self, schema: &TableSchema, schemas: &Schemas) -> Result<()> {
+        let live = |old: &&Arc<TableSchema>| self.members.get(&old.table) == Some(&CopyState::Live);
+        let same = schemas.values().filter(|old| old.source_oid == schema.source_oid && old.id < schema.id);
+        let Some(from) = same.filter(live).max_by_key(|old| old.id).map(|old| old.table.clone()) else { return Ok(()) };
+        let to = &schema.table;
+        let query = sqlx::query_as("SELECT pg_catalog.to_regclass($1) IS NOT NULL, pg_catalog.to_regclass($2) IS NOT NULL")
+            .bind(quote_table(&from))
+            .bind(quote_table(to));
+        let looking = within(SHORT_WAIT, "looking for a table", query.fetch_one(&mut self.connection));
+        if let (false, true) = looking.await? {
+            self.rename_in_ledger(&from, to).await?;
+            return self.read_members().await;
+        }
+        let mut statements = String::new();
+        if from.schema != to.schema {
+            statements += &format!("ALTER TABLE {} SET SCHEMA {}; ", quote_table(&from), quote_ident(&to.schema));
+        }
+        if from.name != to.name {
+            let moved = quote_table(&TableName::new(&to.schema, &from.name));
+            statements += &format!("ALTER TABLE {moved} RENAME TO {}; ", quote_ident(&to.name));
+        }
+        let message =
+            format!("table {from} is {to} on the source now; run there what was run on the source: {}", statements.trim_end());
+        Err(Error::halt(HaltCode::SchemaMismatch, message))
     }
 
     /// Changes without those that are dropped. Made anew only where there are such.

@@ -54,6 +54,7 @@ fn every_check_has_a_test_that_mends_it_or_a_reason_why_not() {
         assert!(reason.len() > 20, "{name}");
     }
     let tests = read("tests/it/check")
+        + &read("tests/it/scenarios/halts.rs")
         + &read("tests/it/kafka/check.rs")
         + &read("tests/it/kafka/login.rs")
         + &read("tests/it/kafka/cluster.rs");

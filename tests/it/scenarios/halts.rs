@@ -139,3 +139,47 @@ async fn a_ledger_that_somebody_drops_is_named() {
     lane.source.execute("INSERT INTO t VALUES (30, 'lost', 0)").await;
     lane.halted(&["ledger_damaged"]).await;
 }
+
+/// `init` was to copy it, and failed at its key's name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_table_is_followed_once_the_replica_has_the_name() {
+    let lane = Lane::new("CREATE SCHEMA other; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')").await;
+    let _daemon = lane.start().await;
+    lane.source.execute("INSERT INTO t VALUES (2, 'b')").await;
+    lane.equal().await;
+    lane.replica.execute("CREATE SCHEMA IF NOT EXISTS other").await;
+    lane.source
+        .execute(
+            "ALTER TABLE t SET SCHEMA other; ALTER TABLE other.t RENAME TO \"T 2\"; INSERT INTO other.\"T 2\" VALUES (3, 'c')",
+        )
+        .await;
+    let status: serde_json::Value = serde_json::from_str(&lane.halted(&["schema_mismatch"]).await).expect("JSON");
+    let error = status["replicas"]["reports"]["error"].as_str().expect("an error").to_owned();
+    let statements = error.split_once("run there what was run on the source: ").expect("statements").1;
+    lane.replica.execute(statements).await;
+    lane.equal().await;
+    lane.site.ready(super::CATCH_UP).await;
+}
+
+/// Detached at the source, its rows were still the partitioned table's here, and nothing said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_detached_or_attached_is_named_by_check() {
+    let lane = Lane::new(
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); \
+         CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20); CREATE TABLE q (id int PRIMARY KEY); INSERT INTO p VALUES (1), (11)",
+    )
+    .await;
+    let _daemon = lane.start().await;
+    lane.source.execute("ALTER TABLE p DETACH PARTITION p1; ALTER TABLE p ATTACH PARTITION q FOR VALUES FROM (30) TO (40)").await;
+    lane.source.execute("INSERT INTO p VALUES (31)").await;
+    let report = lane.site.run(&["check", "--json"]).await.stdout;
+    let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+    let found: Vec<_> = report["findings"].as_array().expect("findings").iter().filter(|f| f["check"] == "partition").collect();
+    assert_eq!(found.len(), 2, "{report:#}");
+    for finding in found {
+        lane.replica.execute(finding["remedy"]["steps"][0].as_str().expect("a statement")).await;
+    }
+    lane.equal().await;
+    assert_eq!(lane.replica.value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM p").await, "11 31");
+    assert!(!lane.site.run(&["check"]).await.stdout.contains("partition:"));
+}
