@@ -72,6 +72,9 @@ pub struct ColumnFacts {
     /// Quoted, when it is not the type's own.
     #[serde(default)]
     pub collation: Option<String>,
+    /// The enum that it is of, or that its elements are of.
+    #[serde(default, rename = "enum")]
+    pub labels: Option<EnumFacts>,
     /// NOT NULL.
     pub not_null: bool,
     /// `a`, `d` or empty.
@@ -103,12 +106,29 @@ pub struct KeyFacts {
 /// A partition's place.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct ParentFacts {
+    /// Its parent's `pg_class.oid`: at the source.
+    #[serde(default)]
+    pub oid: Option<u32>,
     /// Its parent's schema.
     pub schema: String,
     /// Its parent's name.
     pub name: String,
     /// FOR VALUES …
     pub bound: String,
+    /// What the parent is partitioned by, as `pg_get_partkeydef` prints it.
+    #[serde(default)]
+    pub partition_by: Option<String>,
+    /// The parent is a partition itself.
+    #[serde(default)]
+    pub leaf: bool,
+}
+
+impl ParentFacts {
+    /// The parent's name.
+    #[must_use]
+    pub fn table(&self) -> TableName {
+        TableName::new(&self.schema, &self.name)
+    }
 }
 
 /// An enum's labels in order.
@@ -147,6 +167,12 @@ pub enum Action {
     DropKey(String),
     /// ADD PRIMARY KEY.
     AddKey(KeyFacts),
+    /// The partitioned table above it has another name.
+    RenameParent(TableName, TableName),
+    /// DETACH PARTITION from this parent.
+    Detach(ParentFacts),
+    /// ATTACH PARTITION to this parent.
+    Attach(ParentFacts),
 }
 
 impl SchemaChange {
@@ -213,6 +239,14 @@ impl Facts {
 #[must_use]
 pub fn diff(before: &Facts, after: &Facts) -> Vec<Action> {
     let mut actions = Vec::new();
+    let place = |facts: &Facts| facts.parent.as_ref().map(|parent| (parent.oid, parent.bound.clone()));
+    let moved = place(before) != place(after);
+    if let (false, Some(old), Some(new)) = (moved, &before.parent, &after.parent)
+        && old.table() != new.table()
+    {
+        actions.push(Action::RenameParent(old.table(), new.table()));
+    }
+    actions.extend(before.parent.clone().filter(|_| moved).map(Action::Detach));
     if before.table() != after.table() {
         actions.push(Action::Rename(after.table()));
     }
@@ -235,6 +269,7 @@ pub fn diff(before: &Facts, after: &Facts) -> Vec<Action> {
     if let Some(key) = after.key.as_ref().filter(|_| key_differs) {
         actions.push(Action::AddKey(key.clone()));
     }
+    actions.extend(after.parent.clone().filter(|_| moved).map(Action::Attach));
     actions
 }
 

@@ -10,6 +10,7 @@ fn column(num: i32, name: &str, declared: &str) -> ColumnFacts {
         name: name.into(),
         declared: declared.into(),
         collation: None,
+        labels: None,
         not_null: false,
         identity: String::new(),
         generated: String::new(),
@@ -66,6 +67,13 @@ fn done(mut facts: Facts, actions: &[Action]) -> Facts {
             }
             Action::DropKey(_) => facts.key = None,
             Action::AddKey(key) => facts.key = Some(key.clone()),
+            Action::Detach(_) => assert!(facts.parent.take().is_some(), "it is no partition"),
+            Action::Attach(parent) => assert!(facts.parent.replace(parent.clone()).is_none(), "it is a partition already"),
+            Action::RenameParent(from, to) => {
+                let parent = facts.parent.as_mut().expect("a partition");
+                assert_eq!(parent.table(), *from);
+                (parent.schema, parent.name) = (to.schema.clone(), to.name.clone());
+            }
         }
     }
     facts.columns.sort_by_key(|column| column.num);
@@ -76,7 +84,15 @@ fn facts() -> impl Strategy<Value = Facts> {
     let names = Just(["a", "b", "c", "d", "e"].map(str::to_owned).to_vec()).prop_shuffle();
     let one = (any::<bool>(), any::<bool>(), 0..3_usize, prop::option::of("[01]"), prop::option::of(Just("{5}".to_owned())));
     let columns = prop::collection::vec(one, 5);
-    (names, columns, 0..3_usize, any::<bool>(), "[tu]").prop_map(|(names, columns, keys, deferrable, name)| {
+    let parent = prop::option::of((0..2_u32, "[pq]", "[12]").prop_map(|(oid, name, bound)| ParentFacts {
+        oid: Some(oid),
+        schema: "public".into(),
+        name,
+        bound,
+        partition_by: None,
+        leaf: false,
+    }));
+    (names, columns, 0..3_usize, any::<bool>(), "[tu]", parent).prop_map(|(names, columns, keys, deferrable, name, parent)| {
         let types = ["integer", "text", "character varying(5)"];
         let build = |(num, (name, (there, not_null, kind, default, missing))): (i32, (String, _))| {
             let facts = ColumnFacts { not_null, default, missing, ..column(num, &name, types[kind]) };
@@ -86,7 +102,7 @@ fn facts() -> impl Strategy<Value = Facts> {
         let columns: Vec<_> = all.filter(|(there, _)| *there).map(|(_, facts)| facts).collect();
         let names: Vec<_> = columns.iter().take(keys).map(|c| c.name.clone()).collect();
         let key = (!names.is_empty()).then(|| KeyFacts { name: "k".into(), columns: names, deferrable });
-        Facts { key, ..table(&name, columns) }
+        Facts { key, parent, ..table(&name, columns) }
     })
 }
 

@@ -16,7 +16,8 @@ use crate::preflight::init::{self, Adopt, InitOptions, Line, Outcome};
 pub const EXAMPLE: &str = "\
 Examples:
   millstream init --dry-run          (the SQL, to read first)
-  millstream init --replica reports";
+  millstream init --replica reports
+  millstream init --source shop --superuser-sql | psql -X -v ON_ERROR_STOP=1 -U postgres shop";
 
 /// Arguments of `millstream init`.
 #[derive(Args, Debug)]
@@ -30,6 +31,10 @@ pub struct Arguments {
     /// Only this replica and its source.
     #[arg(long, value_name = "NAME")]
     replica: Option<String>,
+    /// Print the SQL that a superuser runs on the source so that schema changes are carried, where the daemon's role may not create event
+    /// triggers, and do nothing.
+    #[arg(long, requires = "source", conflicts_with_all = ["dry_run", "adopt", "replica"])]
+    superuser_sql: bool,
     /// The replica holds the rows already: loaded while writers stood still, or (with --at) a physical backup recovered to an LSN.
     #[arg(long)]
     adopt: bool,
@@ -39,6 +44,10 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
+    if let Some(source) = arguments.source.as_deref().filter(|_| arguments.superuser_sql) {
+        print_line(&init::superuser_sql(&config, source).await?)?;
+        return Ok(Exit::Good);
+    }
     as_the_daemons_user(&config)?;
     let queue = open_queue(&config.queue)?;
     let adopt = arguments.adopt.then_some(Adopt { at: arguments.at });

@@ -117,6 +117,9 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
         let more = source.tables_not_captured.len().saturating_sub(shown.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         page.text("not captured", &format!("{}{more} (run `millstream init`)", shown.join(", ")));
+        if let Some((table, remedy)) = source.tables_to_mend.first_key_value() {
+            page.text("", &format!("first, {table}: {remedy}"));
+        }
     }
     if let Some(first) = source.sequences_not_carried.first() {
         let more = match source.sequences_not_carried.len() - 1 {

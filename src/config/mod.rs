@@ -27,7 +27,7 @@ pub use layers::Environment;
 pub use queue::{QueueConfig, QueueKind};
 pub use replica::ReplicaConfig;
 pub use size::{ByteSize, Period};
-pub use source::{OnRetainLimit, SourceConfig};
+pub use source::{OnRetainLimit, SchemaChanges, SourceConfig};
 pub use url::{PgConnect, PgHost, TlsMode};
 
 use crate::error::{Error, ErrorKind, Result};

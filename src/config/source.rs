@@ -23,6 +23,8 @@ pub struct SourceConfig {
     pub connect: PgConnect,
     /// Patterns of tables, `!` excludes; the last that matches decides ([`TablePatterns`] reads them).
     pub tables: Vec<String>,
+    /// What becomes of its schema changes.
+    pub schema_changes: SchemaChanges,
     /// WAL that the slot may retain on the source (I7).
     pub retain_max_bytes: u64,
     /// What happens past it.
@@ -41,6 +43,17 @@ pub struct SourceConfig {
     pub copy_max_bytes_per_second: Option<u64>,
     /// Rows (estimated) of a chunk of a first copy.
     pub copy_chunk_rows: u64,
+}
+
+/// What becomes of a source's schema changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchemaChanges {
+    /// Event triggers on the source put them into the log, and replicas make them. Where the triggers cannot be had, as [`Self::Halt`].
+    #[default]
+    Carry,
+    /// Nothing is installed on the source; a replica halts at the first change that does not fit its table.
+    Halt,
 }
 
 /// What to do when the source retains more than its budget.
@@ -62,6 +75,8 @@ pub(super) struct RawSource {
     pub password: Option<SecretString>,
     pub password_file: Option<PathBuf>,
     pub tables: Option<Texts>,
+    #[serde(default)]
+    pub schema_changes: SchemaChanges,
     #[serde(default = "default_retain_max_bytes")]
     pub retain_max_bytes: ByteSize,
     #[serde(default)]
@@ -157,6 +172,7 @@ impl Build<'_> {
             name: name.to_owned(),
             connect,
             tables,
+            schema_changes: raw.schema_changes,
             retain_max_bytes: raw.retain_max_bytes.0,
             on_retain_limit: raw.on_retain_limit,
             memory_bytes: raw.memory_bytes.0,

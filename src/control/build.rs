@@ -46,6 +46,7 @@ impl Control {
         let mut source = Source {
             state: "elsewhere".to_owned(),
             tables_not_captured: survey.not_captured,
+            tables_to_mend: survey.to_mend,
             sequences_not_carried: survey.sequences,
             ..Source::default()
         };

@@ -100,6 +100,8 @@ pub struct Source {
     pub spilled_bytes: u64,
     /// Tables that match `tables` and are not captured until `millstream init` runs again.
     pub tables_not_captured: Vec<String>,
+    /// Of those, what each needs before `init` takes it in, such as a replica identity: a sentence with the statement.
+    pub tables_to_mend: BTreeMap<String, String>,
     /// Sequences of captured tables: they stay where they are on the replicas until somebody sets them.
     pub sequences_not_carried: Vec<Sequence>,
     /// Why heartbeats do not travel.

@@ -16,7 +16,7 @@ const SEQUENCES: &str = "
           FROM pg_catalog.pg_publication_tables t
           JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
           JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-         WHERE t.pubname = $1),
+         WHERE t.pubname = $1 AND t.schemaname <> 'millstream'),
     used AS (
         SELECT d.refobjid AS tab, d.refobjsubid::int AS col, d.objid AS seq
           FROM pg_catalog.pg_depend d JOIN published p ON p.oid = d.refobjid

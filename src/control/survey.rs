@@ -38,6 +38,8 @@ pub struct Survey {
     pub end: Option<End>,
     /// Tables that match the patterns and are not in the publication.
     pub not_captured: Vec<String>,
+    /// Of those, what each needs first.
+    pub to_mend: BTreeMap<String, String>,
     /// Sequences of captured tables, which nothing carries.
     pub sequences: Vec<Sequence>,
 }
@@ -99,7 +101,7 @@ async fn look(config: &SourceConfig, queue: &Arc<dyn Queue>, out: &watch::Sender
         return;
     }
     match deadline(look_at_catalog(config)).await {
-        Ok((tables, sequences)) => {
+        Ok((tables, to_mend, sequences)) => {
             let before = out.borrow().not_captured.clone();
             if let Some(table) = tables.iter().find(|table| !before.contains(table)) {
                 tracing::warn!(
@@ -109,7 +111,7 @@ async fn look(config: &SourceConfig, queue: &Arc<dyn Queue>, out: &watch::Sender
                     "not captured until `millstream init` runs again"
                 );
             }
-            out.send_modify(|survey| (survey.not_captured, survey.sequences) = (tables, sequences));
+            out.send_modify(|survey| (survey.not_captured, survey.to_mend, survey.sequences) = (tables, to_mend, sequences));
         }
         Err(error) => tracing::debug!(source = config.name, %error, "the source's catalog could not be looked at"),
     }
@@ -151,21 +153,22 @@ const PUBLISHED: &str = "
       FROM pg_catalog.pg_publication p WHERE p.pubname = $1";
 
 /// Tables that match, as `init` reads the patterns, and are not in the publication; none where there is no publication yet.
-async fn look_at_catalog(config: &SourceConfig) -> Result<(Vec<String>, Vec<Sequence>)> {
+async fn look_at_catalog(config: &SourceConfig) -> Result<(Vec<String>, BTreeMap<String, String>, Vec<Sequence>)> {
     let patterns = TablePatterns::parse(&config.tables)?;
     let mut connection = connect(&config.connect, Side::Source, "millstream status").await?;
     let failed = |error: sqlx::Error| Error::new(ErrorKind::Connection, "cannot list the source's tables").with_source(error);
     let publication = publication_name(&config.name);
     let published: Option<Vec<i64>> =
         sqlx::query_scalar(PUBLISHED).bind(&publication).fetch_optional(&mut connection).await.map_err(failed)?;
-    let mut found = BTreeSet::new();
+    let (mut found, mut to_mend) = (BTreeSet::new(), BTreeMap::new());
     if let Some(published) = published {
         let resolved = resolve(&mut connection, &patterns).await?;
         let missing = resolved.tables.iter().filter(|table| !published.contains(&i64::from(table.oid)));
         found.extend(missing.map(|table| table.name.to_string()));
         found.extend(resolved.refused.iter().map(|(name, _)| name.to_string()));
+        to_mend.extend(resolved.refused.into_iter().map(|(name, remedy)| (name.to_string(), remedy)));
     }
     let sequences = sequences::look(&mut connection, &config.name).await?;
     sqlx::Connection::close(connection).await.map_err(failed)?;
-    Ok((found.into_iter().collect(), sequences))
+    Ok((found.into_iter().collect(), to_mend, sequences))
 }

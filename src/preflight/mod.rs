@@ -4,5 +4,6 @@ pub mod check;
 mod emptying;
 pub mod init;
 mod running;
+pub mod schema_changes;
 pub mod tables;
 pub mod teardown;

@@ -44,6 +44,16 @@ impl TablePatterns {
         let mut last_first = self.0.iter().rev();
         last_first.find(|p| p.schema.matches(&table.schema) && p.name.matches(&table.name)).map(|p| p.include)
     }
+
+    /// The same for PostgreSQL: regular expressions over schema, U+001F, name; `!` in front excludes (`millstream.captured`).
+    #[must_use]
+    pub fn regexes(&self) -> Vec<String> {
+        let whole = |p: &Pattern| {
+            let mark = if p.include { "" } else { "!" };
+            format!("{mark}^{}\\u001f{}$", p.schema.regex(), p.name.regex())
+        };
+        self.0.iter().map(whole).collect()
+    }
 }
 
 fn parse(text: &str) -> Result<Pattern> {
@@ -84,6 +94,29 @@ impl Part {
             Self::Exact(exact) => exact == name,
             Self::Glob(glob) => glob_matches(glob, name),
         }
+    }
+
+    /// `\u` takes four digits and no more; what is no letter or digit stands for itself behind a backslash (PostgreSQL documentation,
+    /// "Regular Expression Escapes").
+    fn regex(&self) -> String {
+        let (text, glob) = match self {
+            Self::Exact(text) => (text, false),
+            Self::Glob(text) => (text, true),
+        };
+        let mut out = String::with_capacity(text.len() + 8);
+        for character in text.chars() {
+            match character {
+                '*' if glob => out.push_str("[^\\u001f]*"),
+                '?' if glob => out.push_str("[^\\u001f]"),
+                _ => {
+                    if character.is_ascii_punctuation() && character != '_' {
+                        out.push('\\');
+                    }
+                    out.push(character);
+                }
+            }
+        }
+        out
     }
 }
 
@@ -136,6 +169,13 @@ mod tests {
         assert!(matches(&["\"My Schema\".\"a.b\"\"*\""], "My Schema", "a.b\"*"));
         assert!(!matches(&["\"My Schema\".\"a*\""], "My Schema", "abc"));
         assert!(matches(&["?ub*.o*s"], "public", "orders"));
+    }
+
+    #[test]
+    fn as_regular_expressions_of_postgresql() {
+        let patterns = TablePatterns::parse(&["pub?.*", "!\"a.b\".\"x*\"", "s.t_1"]).unwrap();
+        let wanted = ["^pub[^\\u001f]\\u001f[^\\u001f]*$", "!^a\\.b\\u001fx\\*$", "^s\\u001ft_1$"];
+        assert_eq!(patterns.regexes(), wanted);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::init::{Line, Outcome, Report, select, slot};
 use super::running::{self, Daemons};
+use super::schema_changes;
 use crate::capture::begin::{Beginning, beginning, publication_name};
 use crate::config::{Config, ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -204,6 +205,11 @@ async fn clear_source(config: &SourceConfig, queue: &Arc<dyn Queue>, report: Rep
         }
     }
     let publication = publication_name(&config.name);
+    // Before the publication: only its owner may withdraw it. A failure keeps the publication, so that the next run finds both.
+    if schema_changes::withdraw(&mut source, &publication).await? {
+        report(Line::Done(format!("source {}: its schema changes are not carried any more", config.name)));
+        outcome = Outcome::Changed;
+    }
     if super::init::publication::read(&mut source, &publication).await?.is_some() {
         run(&mut source, Side::Source, format!("DROP PUBLICATION {}", quote_ident(&publication))).await?;
         report(Line::Done(format!("source {}: dropped publication {publication}", config.name)));
@@ -231,7 +237,8 @@ async fn clear_replica(config: &ReplicaConfig, report: Report<'_>) -> Result<Out
         .await
         .map_err(|e| classify(e, Side::Replica))?;
     if left == 0 {
-        run(&mut replica, Side::Replica, "DROP SCHEMA millstream CASCADE".to_owned()).await?;
+        let removal = ledger::removal(&mut replica).await?;
+        run(&mut replica, Side::Replica, removal).await?;
     }
     if gone.rows_affected() == 0 && left > 0 {
         return Ok(Outcome::Unchanged);

@@ -12,6 +12,7 @@ mod replica;
 mod replica_fit;
 mod replica_tables;
 mod room;
+mod schema_changes;
 mod server;
 mod source;
 mod source_tables;

@@ -6,6 +6,7 @@ use sqlx::{PgConnection, Row};
 
 use super::connect::{connect, hba_line};
 use super::finding::{Findings, Place, Remedy, Side};
+use super::schema_changes;
 use super::server::{self, ServerFacts};
 use super::source_tables;
 use super::standbys;
@@ -61,6 +62,7 @@ async fn look(
     standbys::check(findings, connection, &facts).await.map_err(sql_error)?;
     long_transactions(findings, long_transaction, connection).await.map_err(sql_error)?;
     let patterns = TablePatterns::parse(&source.tables)?;
+    schema_changes::check(findings, source, &patterns, connection).await?;
     let resolved = resolve(connection, &patterns).await?;
     source_tables::check(findings, source, &resolved, connection, &facts).await.map_err(sql_error)?;
     blueprint(findings, &source.name, connection, &resolved).await?;

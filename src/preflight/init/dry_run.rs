@@ -24,14 +24,14 @@ const SCHEMA_VERSION: &str = "CREATE TABLE IF NOT EXISTS millstream.schema_versi
 pub(super) async fn say(
     config: &SourceConfig,
     queue: &Arc<dyn Queue>,
-    published: &PublicationPlan,
+    (published, triggers): (&PublicationPlan, &[String]),
     targets: &mut [Target<'_>],
     adopt: bool,
     report: Report<'_>,
 ) -> Result<Outcome> {
     let mut lines = Vec::new();
     let place = format!("source {}", config.name);
-    lines.extend(published.statements.iter().map(|statement| sql(&place, statement)));
+    lines.extend(published.statements.iter().chain(triggers).map(|statement| sql(&place, statement)));
     if !matches!(beginning(queue, &config.name).await?, Beginning::Begun(_)) {
         let name = publication_name(&config.name);
         lines.push(Line::Note(format!(

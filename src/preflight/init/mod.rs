@@ -36,12 +36,14 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 
 use crate::capture::begin::publication_name;
-use crate::config::{Config, ReplicaConfig, SourceConfig};
+use crate::config::{Config, ReplicaConfig, SchemaChanges, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::TableName;
 use crate::failpoint;
 use crate::halt::HaltCode;
+use crate::postgres::ServerError;
 use crate::postgres::sql::{Side, connect};
+use crate::preflight::schema_changes;
 use crate::preflight::tables::TablePatterns;
 use crate::queue::Queue;
 use crate::replica::postgres::ledger::{self, CopyState};
@@ -54,6 +56,8 @@ pub use replica::{LEDGER_OWNER, Loading, NewReplica, ReplicaPlan, keys_to_take_o
 pub use types::Extension;
 
 const APPLICATION: &str = "millstream init";
+/// Plans of one run: beside a live replica that carries schema changes, a table may come while it is planned.
+const ATTEMPTS: u32 = 5;
 
 /// What to do.
 #[derive(Clone, Debug, Default)]
@@ -121,8 +125,13 @@ pub async fn init(config: &Config, queue: &Arc<dyn Queue>, options: &InitOptions
     for (source, replicas) in select(config, options.source.as_deref(), options.replica.as_deref())? {
         let siblings: Vec<_> =
             config.replicas.values().filter(|r| r.source == source.name && !replicas.iter().any(|s| s.name == r.name)).collect();
-        let done =
-            init_source(source, &replicas, &siblings, queue, options, report).await.at(|| format!("source '{}'", source.name))?;
+        let mut attempts = 1..ATTEMPTS;
+        let done = loop {
+            match init_source(source, &replicas, &siblings, queue, options, report).await {
+                Err(error) if is_overtaken(&error) && attempts.next().is_some() => {}
+                done => break done.at(|| format!("source '{}'", source.name))?,
+            }
+        };
         match done {
             Outcome::Refused => return Ok(Outcome::Refused),
             Outcome::Changed => outcome = Outcome::Changed,
@@ -187,6 +196,15 @@ async fn init_source(
     );
     let publication = publication_name(&config.name);
     let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
+    let carrying = schema_changes::read(&mut source, &publication, &patterns).await?;
+    let triggers = carrying.statements(config.schema_changes, !published.statements.is_empty());
+    if config.schema_changes == SchemaChanges::Carry && !carrying.can_carry() {
+        report(Line::Note(format!(
+            "schema changes are not carried, a replica halts at one: {}; `millstream check` prints what a superuser may run, \
+             schema_changes = \"halt\" says that it is meant so",
+            carrying.trouble().unwrap_or_else(|| format!("role {} may not create event triggers", carrying.role))
+        )));
+    }
     let mut targets = Vec::new();
     // The publication is the source's: a replica that was not asked for would halt at the first change to a table that it does not know.
     let concerned = siblings.iter().filter(|_| !published.added.is_empty() || !published.removed.is_empty());
@@ -211,16 +229,26 @@ async fn init_source(
         return Ok(Outcome::Refused);
     }
     if options.dry_run {
-        return dry_run::say(config, queue, &published, &mut targets, options.adopt.is_some(), report).await;
+        return dry_run::say(config, queue, (&published, &triggers), &mut targets, options.adopt.is_some(), report).await;
     }
     let mut changed = false;
     for target in targets.iter_mut().filter(|t| t.known) {
         changed |= extend(target, report).await.at(|| format!("replica '{}'", target.config.name))?;
     }
     failpoint::hit("init.known_replicas_done")?;
+    publish(&mut source, &published.statements, &triggers, report).await?;
     if !published.statements.is_empty() {
-        publication::execute(&mut source, Side::Source, &published.statements).await?;
         report(Line::Done(format!("publication {publication}: {}", gist(&published.added, &published.removed))));
+        changed = true;
+    }
+    if !triggers.is_empty() {
+        report(Line::Done(format!(
+            "publication {publication}: {}",
+            match config.schema_changes {
+                SchemaChanges::Carry => "schema changes are carried, by event triggers in schema millstream",
+                SchemaChanges::Halt => "schema changes are not carried any more",
+            }
+        )));
         changed = true;
     }
     failpoint::hit("init.published")?;
@@ -239,6 +267,50 @@ async fn init_source(
         changed = true;
     }
     Ok(if changed { Outcome::Changed } else { Outcome::Unchanged })
+}
+
+/// How long the triggers' memory waits for a table that somebody changes; then once more, because whoever comes behind a waiting lock waits too.
+const LOCK_WAIT: &str = "SET LOCAL lock_timeout = '2s'";
+const LOCK_ATTEMPTS: u32 = 15;
+
+/// The SQL that a superuser runs on a source, so that its schema changes are carried though the daemon's role may not create event triggers.
+///
+/// # Errors
+/// [`ErrorKind::Config`] for a name that the configuration does not have, and the server's.
+pub async fn superuser_sql(config: &Config, source: &str) -> Result<String> {
+    let mut out = String::from("-- Nothing to run: what is needed is there.");
+    for (source, _) in select(config, Some(source), None)? {
+        let mut connection = connect(&source.connect, Side::Source, APPLICATION).await?;
+        let state =
+            schema_changes::read(&mut connection, &publication_name(&source.name), &TablePatterns::parse(&source.tables)?)
+                .await?;
+        if state.may_install || state.can_carry() {
+            continue;
+        }
+        out = format!("{};", state.script());
+    }
+    Ok(out)
+}
+
+/// The publication and what tells of its tables' changes, in one transaction: no change falls between.
+async fn publish(source: &mut PgConnection, published: &[String], triggers: &[String], report: Report<'_>) -> Result<()> {
+    if triggers.is_empty() {
+        return publication::execute(source, Side::Source, published).await;
+    }
+    let whole = |part: &[String]| part.iter().map(|statement| format!("{statement};\n")).collect::<String>();
+    let all = [format!("BEGIN; {LOCK_WAIT};\n{}{}COMMIT", whole(published), whole(triggers))];
+    for attempt in 1.. {
+        match publication::execute(source, Side::Source, &all).await {
+            Err(error) if error.kind() == ErrorKind::Busy && attempt < LOCK_ATTEMPTS => {
+                publication::execute(source, Side::Source, &["ROLLBACK".to_owned()]).await?;
+                if attempt == 1 {
+                    report(Line::Waiting(format!("a published table is being changed or read for long: {error}")));
+                }
+            }
+            done => return done,
+        }
+    }
+    Ok(())
 }
 
 async fn target<'a>(
@@ -305,6 +377,17 @@ async fn extend(target: &mut Target<'_>, report: Report<'_>) -> Result<bool> {
     replica::carry_out(&mut target.connection, name, &target.plan, None, CopyState::Pending).await?;
     report(Line::Done(format!("replica {name}: {}", gist(&target.plan.tables, &target.plan.gone))));
     Ok(true)
+}
+
+/// A table was made that was not there when it was planned: its applier made it meanwhile, as the source did.
+fn is_overtaken(error: &Error) -> bool {
+    let Some(said) = ServerError::find(error) else { return false };
+    match said.sqlstate.as_str() {
+        // duplicate_table, duplicate_schema, or the same in the catalog's own keys.
+        "42P07" | "42P06" => true,
+        "23505" => said.table.as_deref().is_some_and(|table| table.starts_with("pg_")),
+        _ => false,
+    }
 }
 
 /// A replica's ledger, its place in the log, its tables. False when it cannot be adopted.

@@ -13,7 +13,9 @@ use super::errors::{SHORT_WAIT, within};
 use super::ledger::CopyState;
 use super::replica::PostgresReplica;
 use super::write::PATIENT_WAIT;
-use crate::apply::ddl::{Action, ColumnFacts, EnumFacts, Facts, Kind, LabelChange, SchemaChange, diff, label_changes};
+use crate::apply::ddl::{
+    Action, ColumnFacts, EnumFacts, Facts, Kind, LabelChange, ParentFacts, SchemaChange, diff, label_changes,
+};
 use crate::capture::begin::publication_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
@@ -38,7 +40,10 @@ const FACTS: &str = "SELECT pg_catalog.jsonb_build_object('schema', n.nspname, '
         'key', (SELECT pg_catalog.jsonb_build_object('name', k.conname, 'deferrable', k.condeferrable, 'columns', \
             (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY o.n) FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY o (num, n) \
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = o.num)) \
-            FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p')), \
+            FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p'), \
+        'parent', (SELECT pg_catalog.jsonb_build_object('schema', pn.nspname, 'name', p.relname, 'bound', pg_catalog.pg_get_expr(c.relpartbound, c.oid)) \
+            FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class p ON p.oid = h.inhparent \
+            JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace WHERE h.inhrelid = c.oid AND c.relispartition)), \
         (SELECT rn.nspname::text FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace \
          WHERE r.oid = pg_catalog.pg_partition_root(c.oid)), \
         (SELECT r.relname::text FROM pg_catalog.pg_class r WHERE r.oid = pg_catalog.pg_partition_root(c.oid)), c.relkind = 'p' \
@@ -153,13 +158,30 @@ impl PostgresReplica {
             table.clone_from(to);
             return Ok(());
         }
+        if let Action::RenameParent(from, to) = action {
+            // Each of its leaves says it.
+            return if self.there(from).await?.is_some() { self.move_table(from, to).await } else { Ok(()) };
+        }
         let Some(there) = self.there(table).await? else {
             let message = format!("table {table} is not on the replica; create it there as the source has it");
             return Err(Error::halt(HaltCode::SchemaMismatch, message));
         };
-        if fits(action, &there.facts) {
+        let has = async |this: &mut Self, parent: &ParentFacts| {
+            let above = this.there(&parent.table()).await?;
+            Ok::<_, Error>(above.is_some_and(|above| above.partitioned))
+        };
+        // A replica may have one plain table where the source has partitions, or the other way round.
+        let done = match action {
+            Action::Detach(_) => there.facts.parent.is_none(),
+            Action::Attach(parent) => there.facts.parent.is_some() || !has(self, parent).await?,
+            _ => fits(action, &there.facts),
+        };
+        if done {
             tracing::info!(%table, ?action, "a schema change that the replica has already");
             return Ok(());
+        }
+        if let Action::AddColumn(column) | Action::Retype(column) = action {
+            self.enums(std::slice::from_ref(column)).await?;
         }
         for statement in statements(action, table, &there) {
             match action {
@@ -183,17 +205,22 @@ impl PostgresReplica {
 
     async fn rename(&mut self, from: &TableName, to: &TableName) -> Result<()> {
         if self.there(from).await?.is_some() || self.there(to).await?.is_none() {
-            if from.schema != to.schema {
-                self.schema(&to.schema).await?;
-                self.ddl(&format!("ALTER TABLE {} SET SCHEMA {}", quote_table(from), quote_ident(&to.schema))).await?;
-            }
-            if from.name != to.name {
-                let moved = quote_table(&TableName::new(&to.schema, &from.name));
-                self.ddl(&format!("ALTER TABLE {moved} RENAME TO {}", quote_ident(&to.name))).await?;
-            }
+            self.move_table(from, to).await?;
         }
         tracing::info!(table = %from, %to, "renamed, as on the source");
         self.rename_in_ledger(from, to).await
+    }
+
+    async fn move_table(&mut self, from: &TableName, to: &TableName) -> Result<()> {
+        if from.schema != to.schema {
+            self.schema(&to.schema).await?;
+            self.ddl(&format!("ALTER TABLE {} SET SCHEMA {}", quote_table(from), quote_ident(&to.schema))).await?;
+        }
+        if from.name != to.name {
+            let moved = quote_table(&TableName::new(&to.schema, &from.name));
+            self.ddl(&format!("ALTER TABLE {moved} RENAME TO {}", quote_ident(&to.name))).await?;
+        }
+        Ok(())
     }
 
     /// The ledger's side of a rename.
@@ -210,20 +237,22 @@ impl PostgresReplica {
         let table = facts.table();
         if self.there(&table).await?.is_none() {
             self.schema(&facts.schema).await?;
+            self.enums(&facts.columns).await?;
             let parent = match &facts.parent {
-                Some(parent) => self.there(&TableName::new(&parent.schema, &parent.name)).await?,
+                Some(parent) => self.parent_of(facts, parent).await?,
                 None => None,
             };
-            // A parent that is not there is refused by name; one that is a plain table has no partitions.
-            let of = facts.parent.as_ref().filter(|_| parent.is_none_or(|parent| parent.partitioned));
-            self.ddl(&match of {
+            match parent {
                 Some(parent) => {
-                    let above = quote_table(&TableName::new(&parent.schema, &parent.name));
-                    format!("CREATE TABLE {} PARTITION OF {above} {}", quote_table(&table), parent.bound)
+                    let (above, name) = (above(parent), quote_table(&table));
+                    self.ddl(&format!("CREATE TABLE {name} PARTITION OF {above} {}", parent.bound)).await?;
+                    let made = self.there(&table).await?;
+                    if let (Some(key), Some(There { facts: Facts { key: None, .. }, .. })) = (&facts.key, made) {
+                        self.ddl(&format!("ALTER TABLE {name} ADD {}", primary_key(key))).await?;
+                    }
                 }
-                None => create_table(facts),
-            })
-            .await?;
+                None => self.ddl(&create_table(facts)).await?,
+            }
             for column in facts.columns.iter().filter(|column| column.generated.is_empty() && column.default.is_some()) {
                 let set = Action::Default(column.name.clone(), column.default.clone());
                 let there = There { facts: facts.clone(), root: table.clone(), partitioned: false };
@@ -239,6 +268,38 @@ impl PostgresReplica {
         );
         let query = query.bind(&self.name).bind(&table.schema).bind(&table.name).bind(CopyState::Live.as_str());
         within(SHORT_WAIT, "entering a table in the ledger", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// Makes the enums of columns that are not there.
+    async fn enums(&mut self, columns: &[ColumnFacts]) -> Result<()> {
+        for wanted in columns.iter().filter_map(|column| column.labels.as_ref()) {
+            let name = quote_table(&TableName::new(&wanted.schema, &wanted.name));
+            let query = sqlx::query_scalar("SELECT pg_catalog.to_regtype($1) IS NOT NULL").bind(&name);
+            let there: bool = within(SHORT_WAIT, "looking for a type", query.fetch_one(&mut self.connection)).await?;
+            if there {
+                continue;
+            }
+            self.schema(&wanted.schema).await?;
+            let labels: Vec<_> = wanted.labels.iter().map(|label| quote_literal(label)).collect();
+            self.ddl(&format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", "))).await?;
+            tracing::info!(r#type = %name, "created, as on the source");
+        }
+        Ok(())
+    }
+
+    /// What a new partition is made a partition of: its parent, made as well where it is not there; `None` where a plain table stands for the parent.
+    async fn parent_of<'f>(&mut self, leaf: &Facts, parent: &'f ParentFacts) -> Result<Option<&'f ParentFacts>> {
+        if let Some(there) = self.there(&parent.table()).await? {
+            return Ok(Some(parent).filter(|_| there.partitioned));
+        }
+        // One that is a partition itself is refused by name, as its own parent is not known.
+        if let (false, Some(key)) = (parent.leaf, &parent.partition_by) {
+            self.schema(&parent.schema).await?;
+            let columns: Vec<_> = leaf.columns.iter().map(definition).collect();
+            self.ddl(&format!("CREATE TABLE {} ({}) PARTITION BY {key}", above(parent), columns.join(", "))).await?;
+            tracing::info!(table = %parent.table(), "created, as on the source");
+        }
+        Ok(Some(parent))
     }
 
     async fn schema(&mut self, name: &str) -> Result<()> {
@@ -336,6 +397,7 @@ fn fits(action: &Action, there: &Facts) -> bool {
         Action::AddColumn(new) => column(&new.name).is_some_and(|found| found.declared == new.declared),
         Action::DropKey(_) => there.key.is_none(),
         Action::AddKey(key) => there.key.as_ref().is_some_and(|found| found.columns == key.columns),
+        Action::Detach(_) | Action::Attach(_) | Action::RenameParent(..) => false,
     }
 }
 
@@ -344,7 +406,7 @@ fn statements(action: &Action, table: &TableName, there: &There) -> Vec<String> 
     // A partition's columns are its root's.
     let root = format!("ALTER TABLE {}", quote_table(&there.root));
     let statement = match action {
-        Action::Rename(_) => return Vec::new(),
+        Action::Rename(_) | Action::RenameParent(..) => return Vec::new(),
         Action::DropColumn(name) => format!("{root} DROP COLUMN {}", quote_ident(name)),
         Action::RenameColumn(from, to) => format!("{root} RENAME COLUMN {} TO {}", quote_ident(from), quote_ident(to)),
         Action::Retype(to) => {
@@ -376,8 +438,19 @@ fn statements(action: &Action, table: &TableName, there: &There) -> Vec<String> 
             format!("{root} DROP CONSTRAINT {}", quote_ident(name))
         }
         Action::AddKey(key) => format!("{root} ADD {}", primary_key(key)),
+        Action::Detach(_) => match &there.facts.parent {
+            Some(parent) => format!("ALTER TABLE {} DETACH PARTITION {}", above(parent), quote_table(table)),
+            None => return Vec::new(),
+        },
+        Action::Attach(parent) => {
+            format!("ALTER TABLE {} ATTACH PARTITION {} {}", above(parent), quote_table(table), parent.bound)
+        }
     };
     vec![statement]
+}
+
+fn above(parent: &ParentFacts) -> String {
+    quote_table(&parent.table())
 }
 
 fn generated(kind: &str) -> &'static str {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use millstream::apply::ApplyState;
 use millstream::apply::FirstCopy;
 use millstream::apply::copy::PostgresCopy;
-use millstream::config::{OnRetainLimit, SourceConfig};
+use millstream::config::{OnRetainLimit, SchemaChanges, SourceConfig};
 use millstream::event::{Change, TableSchema};
 
 use super::rig::{Rig, WAIT, insert, v};
@@ -41,6 +41,7 @@ fn any_source(rig: &Rig) -> SourceConfig {
         name: "shop".into(),
         connect: rig.replica.connect(),
         tables: vec!["public.*".into()],
+        schema_changes: SchemaChanges::default(),
         retain_max_bytes: 1 << 30,
         on_retain_limit: OnRetainLimit::Alarm,
         memory_bytes: 16 << 20,

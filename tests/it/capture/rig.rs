@@ -8,7 +8,7 @@ use millstream::capture::postgres::slot;
 use millstream::capture::{
     CaptureState, CaptureStatus, begin_stream, new_slot_name, publication_name, record_slot_start, run_capture,
 };
-use millstream::config::{OnRetainLimit, SourceConfig};
+use millstream::config::{OnRetainLimit, SchemaChanges, SourceConfig};
 use millstream::event::{Body, Cell, Change, ChangeReader, Genesis, History, OldImage, Position, Row, SchemaId, TableSchema};
 use millstream::halt::HaltCode;
 use millstream::postgres::{Mode, PgClient, Side};
@@ -86,6 +86,7 @@ impl<'s> Rig<'s> {
             name: "shop".into(),
             connect: db.connect(),
             tables: vec!["public.*".into()],
+            schema_changes: SchemaChanges::default(),
             retain_max_bytes: 1 << 40,
             on_retain_limit: OnRetainLimit::Alarm,
             memory_bytes: 4 << 20,

@@ -8,7 +8,7 @@ mod source;
 
 use std::time::Duration;
 
-use millstream::config::{OnRetainLimit, PgConnect, ReplicaConfig, SourceConfig};
+use millstream::config::{OnRetainLimit, PgConnect, ReplicaConfig, SchemaChanges, SourceConfig};
 use millstream::preflight::check::{Finding, Place, Remedy, Severity};
 
 use crate::support::postgres::{PgDatabase, PgServer};
@@ -19,6 +19,7 @@ fn source_config(connect: PgConnect) -> SourceConfig {
         name: "shop".into(),
         connect,
         tables: vec!["public.*".into()],
+        schema_changes: SchemaChanges::default(),
         retain_max_bytes: 50 << 30,
         on_retain_limit: OnRetainLimit::Alarm,
         memory_bytes: 64 << 20,

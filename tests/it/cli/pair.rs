@@ -21,7 +21,8 @@ const SOON: Duration = Duration::from_secs(20);
 async fn a_live_pair_tells_positions_lag_and_what_it_does_not_capture() {
     let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
     source.execute(TABLE).await;
-    let site = Site::pair(&source, &replica);
+    let configuration = pair_configuration(&source.url(), &replica.url(), "embedded:{folder}/queue");
+    let site = Site::new(&configuration.replacen("[source.shop]", "[source.shop]\nschema_changes = \"halt\"", 1));
     site.must(&["init"]).await;
     source.execute("CREATE TABLE brand_new (id int PRIMARY KEY)").await;
     let daemon = site.start();

@@ -13,7 +13,7 @@ use crate::support::sql::{connect, query};
 use crate::support::wait::{LONG, until};
 
 /// Chunks of 1.2 KiB: they go by one or two a second.
-const SLOWLY: &str = "copy_max_bytes_per_second = \"2KiB\"";
+const SLOWLY: &str = "schema_changes = \"halt\"\ncopy_max_bytes_per_second = \"2KiB\"";
 /// Live tables that were not held up show a change within this time, on a machine that does three things at once.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -115,15 +115,17 @@ async fn a_table_that_is_added_is_copied_while_the_others_keep_their_lag() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_see_prefixes_when_an_added_table_meets_the_others_under_load() {
     let (source, replica) = databases().await;
-    let site = site(&source, &replica, "");
+    let site = site(&source, &replica, "schema_changes = \"halt\"");
     meet_under_load(&source, &replica, site).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn over_kafka_as_well() {
     let ((source, replica), broker) = tokio::join!(databases(), kafka::shared());
-    let configuration = pair_configuration(&source.url(), &replica.url(), &format!("kafka://{}", broker.brokers()))
-        .replace("tables = [\"public.*\"]", "tables = [\"public.*\"]\ncopy_chunk_rows = 40\nspill_dir = \"{folder}/spill\"");
+    let configuration = pair_configuration(&source.url(), &replica.url(), &format!("kafka://{}", broker.brokers())).replace(
+        "tables = [\"public.*\"]",
+        "tables = [\"public.*\"]\nschema_changes = \"halt\"\ncopy_chunk_rows = 40\nspill_dir = \"{folder}/spill\"",
+    );
     let prefix = broker.prefix("added");
     let site = Site::new(&format!("{configuration}\n[queue.kafka]\nreplication_factor = 1\ntopic_prefix = \"{prefix}\"\n"));
     meet_under_load(&source, &replica, site).await;

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream::config::{Config, OnRetainLimit, QueueConfig, QueueKind, ReplicaConfig, SourceConfig};
+use millstream::config::{Config, OnRetainLimit, QueueConfig, QueueKind, ReplicaConfig, SchemaChanges, SourceConfig};
 use millstream::preflight::init::{InitOptions, Line, Outcome, init};
 use millstream::queue::Queue;
 use millstream::queue::embedded::EmbeddedQueue;
@@ -50,6 +50,8 @@ impl Pair {
             name: name.clone(),
             connect: source.connect(),
             tables: vec!["public.*".into(), "other.*".into()],
+            // Tables come by `init` alone here.
+            schema_changes: SchemaChanges::Halt,
             retain_max_bytes: 1 << 30,
             on_retain_limit: OnRetainLimit::Alarm,
             memory_bytes: 16 << 20,

@@ -30,6 +30,7 @@ pub struct Blows {
     pub broker_pauses: u64,
     pub clean_stops: u64,
     pub tables_added: u64,
+    pub schema_changes: u64,
 }
 
 impl Blows {
@@ -80,8 +81,11 @@ pub async fn storm(seed: u64, until: Until, over: Over) -> Blows {
     let kafka = if over == Over::Kafka { Some(Kafka::builder().start().await) } else { None };
     let pair = match &kafka {
         Some(kafka) => Pair::over_kafka(&servers, kafka).await,
-        None => Pair::new(&servers).await,
+        None if seed.is_multiple_of(2) => Pair::new(&servers).await,
+        None => Pair::with(&servers, false, &[("[source.shop]", "schema_changes = \"halt\"")]).await,
     };
+    // Over Kafka, and with every other seed, the source's event triggers carry new tables and columns; otherwise `init` takes tables in.
+    let carried = kafka.is_some() || seed.is_multiple_of(2);
     let plan = Plan { seed, large_rows: random.random_range(1_000..30_000), ..Plan::default() };
     let workload = pair.load(&plan);
     let first = pair.site.start();
@@ -97,7 +101,7 @@ pub async fn storm(seed: u64, until: Until, over: Over) -> Blows {
     };
     while !ended(&blows) {
         if random.random_ratio(1, 6) {
-            add_a_table(&mut random, &pair, &mut blows).await;
+            add_a_table(&mut random, &pair, carried, &mut blows).await;
         }
         // Often in the middle of a start, now and then after a quiet while.
         let calm = if random.random_ratio(1, 4) { 1500 } else { 400 };
@@ -128,7 +132,7 @@ pub async fn storm(seed: u64, until: Until, over: Over) -> Blows {
 
 /// A table with rows joins the pair, and those before it change: of a copy, of a meeting, in between. Servers may be down: what does not come now
 /// comes with the next.
-async fn add_a_table(random: &mut StdRng, pair: &Pair<'_>, blows: &mut Blows) {
+async fn add_a_table(random: &mut StdRng, pair: &Pair<'_>, carried: bool, blows: &mut Blows) {
     const MOST: u64 = 10;
     let (rows, part) = (random.random_range(1..20_000), random.random_range(0..5));
     let number = blows.tables_added;
@@ -138,6 +142,21 @@ async fn add_a_table(random: &mut StdRng, pair: &Pair<'_>, blows: &mut Blows) {
              INSERT INTO more_{other} VALUES ({rows}, 7) ON CONFLICT DO NOTHING"
         );
         drop(pair.source.query(&change).await);
+    }
+    for _ in 0..if carried && number > 0 { 4 } else { 0 } {
+        let other = random.random_range(0..number);
+        let column = format!("c{}", random.random_range(0..4));
+        let change = match random.random_range(0..3) {
+            0 => format!("ALTER TABLE more_{other} ADD COLUMN {column} int DEFAULT {rows}"),
+            1 => format!("UPDATE more_{other} SET n = 3 WHERE id = 1; ALTER TABLE more_{other} DROP COLUMN {column}"),
+            _ => format!("ALTER TABLE more_{other} RENAME COLUMN {column} TO d{part}"),
+        };
+        // While it is copied, a change of its definition halts.
+        let live = format!("SELECT 1 FROM millstream.copied_table WHERE table_name = 'more_{other}' AND state = 'live'");
+        let is_live = pair.replica.query(&live).await.is_ok_and(|rows| !rows.is_empty());
+        if is_live && pair.source.query(&change).await.is_ok() {
+            blows.schema_changes += 1;
+        }
     }
     if number < MOST {
         let parent = number.checked_sub(1).map_or_else(String::new, |before| format!("REFERENCES more_{before}"));

@@ -1,27 +1,12 @@
 //! Schema changes that the source's event triggers say reach the replica at their place in the commit order (I3, I4, DESIGN decision 7).
 
 use super::Lane;
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, Site, pair_configuration};
+use crate::support::postgres::{shared, shared_replica};
+use crate::support::wait::until;
 
-const TRIGGERS: &str = include_str!("../../../migrations/source_postgres/0001_schema_changes.sql");
 const T: &str =
     "CREATE TABLE t (id int PRIMARY KEY, v varchar(5), n int); INSERT INTO t SELECT n, 'v', n FROM generate_series(1, 10) n";
-
-/// A live pair whose source says its schema changes.
-async fn lane(ddl: &str) -> Lane<'static> {
-    let lane = Lane::new(ddl).await;
-    let publication = lane.source.value("SELECT pubname FROM pg_publication").await;
-    lane.source.execute(&format!("CREATE SCHEMA millstream; {TRIGGERS}")).await;
-    lane.source
-        .execute(&format!(
-            "ALTER PUBLICATION \"{publication}\" ADD TABLE ONLY millstream.schema_change; \
-             INSERT INTO millstream.captured VALUES ('{publication}', ARRAY['^public' || chr(31)]); \
-             INSERT INTO millstream.known_table SELECT prrelid, millstream.facts(prrelid) FROM pg_publication_rel \
-             WHERE millstream.facts(prrelid) ->> 'schema' <> 'millstream'"
-        ))
-        .await;
-    lane
-}
 
 async fn settled(lane: &Lane<'_>, daemon: Daemon<'_>) {
     lane.equal().await;
@@ -36,7 +21,7 @@ const SHAPE: &str = "SELECT string_agg(a.attname || ' ' || format_type(a.atttypi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_come_go_and_change_with_the_rows_around_them() {
-    let lane = lane(T).await;
+    let lane = Lane::new(T).await;
     let daemon = lane.start().await;
     for statements in [
         // Rows that were there show the constant, whatever the default says later.
@@ -61,11 +46,19 @@ async fn columns_come_go_and_change_with_the_rows_around_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_and_labels_come_move_and_go() {
-    let lane =
-        lane("CREATE TYPE mood AS ENUM ('a', 'b'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'a')")
-            .await;
+    let lane = Lane::new(
+        "CREATE TYPE mood AS ENUM ('a', 'b'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'a')",
+    )
+    .await;
     let daemon = lane.start().await;
     lane.source.execute("ALTER TYPE mood ADD VALUE 'c' BEFORE 'b'").await;
+    lane.source
+        .execute(
+            "CREATE SCHEMA kinds; CREATE TYPE kinds.\"Size s\" AS ENUM ('s', 'it''s'); ALTER TABLE t ADD COLUMN sizes kinds.\"Size s\"[]; \
+             CREATE TYPE hue AS ENUM ('red'); CREATE TABLE hues (h hue PRIMARY KEY); INSERT INTO hues VALUES ('red'); \
+             UPDATE t SET sizes = '{s,it''s}' WHERE id = 1",
+        )
+        .await;
     lane.source.execute("INSERT INTO t VALUES (2, 'c')").await;
     lane.source
         .execute("BEGIN; CREATE TABLE u (id int PRIMARY KEY, m mood DEFAULT 'a'); INSERT INTO u VALUES (1, 'b'); COMMIT")
@@ -83,7 +76,7 @@ async fn tables_and_labels_come_move_and_go() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewritten_table_halts_and_one_that_the_replica_refuses_goes_on_once_mended() {
-    let lane = lane(T).await;
+    let lane = Lane::new(T).await;
     let _daemon = lane.start().await;
     lane.replica.execute("CREATE VIEW seen AS SELECT n FROM t").await;
     lane.source.execute("ALTER TABLE t DROP COLUMN n; INSERT INTO t VALUES (30, 'x')").await;
@@ -97,11 +90,22 @@ async fn a_rewritten_table_halts_and_one_that_the_replica_refuses_goes_on_once_m
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_comes_with_rows_stays_out_and_stops_nothing() {
-    let lane = lane(T).await;
+    let lane = Lane::new(T).await;
     let daemon = lane.start().await;
     lane.source.execute("CREATE TABLE late (v int); INSERT INTO late VALUES (1); ALTER TABLE late ADD PRIMARY KEY (v)").await;
     let published = "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'late'";
     assert_eq!(lane.source.value(published).await, "0");
+    let named = async || {
+        let status = lane.site.status().await.unwrap_or_default();
+        status["sources"]["shop"]["tables_not_captured"] == serde_json::json!(["public.keyless", "public.late"])
+            && status["sources"]["shop"]["tables_to_mend"]["public.keyless"]
+                .as_str()
+                .is_some_and(|text| text.contains("REPLICA IDENTITY FULL"))
+    };
+    lane.source.execute("CREATE TABLE keyless (v int)").await;
+    until("both to be named", super::CATCH_UP, named).await;
+    // What mends it makes it one of the others: it is empty.
+    lane.source.execute("ALTER TABLE keyless REPLICA IDENTITY FULL; INSERT INTO keyless VALUES (5), (5)").await;
     lane.source.execute("DROP TABLE late; CREATE TABLE late (v int); ALTER TABLE late ADD PRIMARY KEY (v)").await;
     assert_eq!(lane.source.value(published).await, "1", "an empty one has nothing to copy");
     lane.source.execute("INSERT INTO late VALUES (2)").await;
@@ -111,7 +115,7 @@ async fn a_table_that_comes_with_rows_stays_out_and_stops_nothing() {
 /// I7.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_that_cannot_write_makes_no_statement_fail() {
-    let lane = lane(T).await;
+    let lane = Lane::new(T).await;
     lane.source.execute("ALTER TABLE millstream.schema_change RENAME TO broken").await;
     lane.source
         .execute("SET search_path = 'millstream'; ALTER TABLE public.t ADD COLUMN x int; DROP TABLE public.t; CREATE TABLE public.s (id int PRIMARY KEY)")
@@ -121,7 +125,7 @@ async fn a_trigger_that_cannot_write_makes_no_statement_fail() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_before_the_commit_of_a_schema_change_makes_it_once() {
-    let lane = lane(T).await;
+    let lane = Lane::new(T).await;
     assert_eq!(lane.start().await.terminate().await.code(), Some(0));
     lane.source
         .execute("BEGIN; INSERT INTO t VALUES (40, 'b', 1); ALTER TABLE t DROP COLUMN n; INSERT INTO t VALUES (41, 'a'); COMMIT")
@@ -132,4 +136,133 @@ async fn a_kill_before_the_commit_of_a_schema_change_makes_it_once() {
     assert_eq!(lane.replica.value("SELECT count(*) FROM t").await, "10", "nothing of it is there");
     let daemon = lane.start().await;
     settled(&lane, daemon).await;
+}
+
+/// Rows travel by leaves; which leaves a partitioned table has is a schema change.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_come_go_and_move() {
+    let lane = Lane::new(
+        "CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); \
+         CREATE TABLE q (id int PRIMARY KEY, v text); INSERT INTO p VALUES (1, 'a'); INSERT INTO q VALUES (31, 'q')",
+    )
+    .await;
+    let daemon = lane.start().await;
+    for statements in [
+        "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20); INSERT INTO p VALUES (11, 'b')",
+        "ALTER TABLE p ATTACH PARTITION q FOR VALUES FROM (30) TO (40); INSERT INTO p VALUES (32, 'c')",
+        "ALTER TABLE p DETACH PARTITION p1; INSERT INTO p1 VALUES (2, 'alone')",
+        "ALTER TABLE p RENAME TO \"P p\"; ALTER TABLE \"P p\" ADD COLUMN n int DEFAULT 3; INSERT INTO \"P p\" VALUES (12, 'd', 4)",
+        "BEGIN; CREATE TABLE m (at date NOT NULL, id int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at); \
+         CREATE TABLE m1 PARTITION OF m FOR VALUES FROM ('2026-01-01') TO ('2026-02-01'); INSERT INTO m VALUES ('2026-01-05', 1); COMMIT",
+        "DROP TABLE p2",
+    ] {
+        lane.source.execute(statements).await;
+    }
+    lane.equal().await;
+    for parent in ["\"P p\"", "m"] {
+        let rows = format!("SELECT string_agg(x::text, ' ' ORDER BY x::text) FROM {parent} x");
+        assert_eq!(lane.replica.value(&rows).await, lane.source.value(&rows).await, "{parent}");
+    }
+    assert!(!lane.site.run(&["check"]).await.stdout.contains("partition:"));
+    settled(&lane, daemon).await;
+}
+
+/// A transaction that is streamed before its end, with a schema change and an undone one in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_inside_a_large_transaction_keeps_its_place() {
+    let small =
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET logical_decoding_work_mem = ''64kB''', current_database()); END $$";
+    let lane = Lane::new(&format!("{small}; {T}")).await;
+    let daemon = lane.start().await;
+    lane.source
+        .execute(
+            "BEGIN; INSERT INTO t SELECT i, 'a', i FROM generate_series(100, 5000) i; SAVEPOINT s; ALTER TABLE t ADD COLUMN undone int; \
+             INSERT INTO t SELECT i, 'u', i, 7 FROM generate_series(5001, 9000) i; ROLLBACK TO s; ALTER TABLE t RENAME COLUMN n TO m; \
+             ALTER TABLE t ADD COLUMN kept int DEFAULT 5; INSERT INTO t SELECT i, 'k', i, 8 FROM generate_series(10001, 15000) i; COMMIT",
+        )
+        .await;
+    lane.equal().await;
+    assert_eq!(lane.replica.value(SHAPE).await, lane.source.value(SHAPE).await);
+    settled(&lane, daemon).await;
+}
+
+/// What a role that is no superuser does with what a superuser installed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_superuser_installs_for_a_role_that_may_not() {
+    let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
+    let role = format!("capture_{:08x}", rand::random::<u32>());
+    source
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN REPLICATION; ALTER SCHEMA public OWNER TO {role}; GRANT CREATE ON DATABASE {} TO {role}; SET ROLE {role}; {T}; RESET ROLE",
+            source.name
+        ))
+        .await;
+    let configuration = pair_configuration(&source.url(), &replica.url(), "embedded:{folder}/queue");
+    let superuser = source.connect().user;
+    let site = Site::new(&configuration.replacen(&format!("//{superuser}@"), &format!("//{role}@"), 1));
+    let lane = Lane { source, replica, site };
+    let found = async || {
+        let report: serde_json::Value = serde_json::from_str(&lane.site.run(&["check", "--json"]).await.stdout).expect("JSON");
+        let findings = report["findings"].as_array().expect("findings");
+        findings.iter().find(|f| f["check"] == "schema_changes").expect("the finding").clone()
+    };
+    let carry_out = async |finding: &serde_json::Value| {
+        for step in finding["remedy"]["steps"].as_array().expect("steps") {
+            let command = step.as_str().expect("a step").split(" | ").next().expect("a command");
+            let words: Vec<&str> = command.split(' ').skip(1).collect();
+            let printed = lane.site.must(&words).await;
+            if words.contains(&"--superuser-sql") {
+                lane.source.execute(&printed).await;
+            }
+        }
+    };
+    let said = lane.site.must(&["init"]).await;
+    assert!(said.contains("schema changes are not carried, a replica halts at one") && said.contains(&role), "{said}");
+    let finding = found().await;
+    assert_eq!(finding["severity"], "warning", "{finding:#}");
+    carry_out(&finding).await;
+    let finding = found().await;
+    assert_eq!(finding["severity"], "ok", "{finding:#}");
+    assert!(lane.site.must(&["init"]).await.contains("nothing was changed"));
+    let daemon = lane.start().await;
+    lane.source
+        .execute(&format!(
+            "SET ROLE {role}; ALTER TABLE t ADD COLUMN more text DEFAULT 'm'; CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1); RESET ROLE"
+        ))
+        .await;
+    lane.source.execute("INSERT INTO t VALUES (50, 'x', 1, 'y')").await;
+    lane.equal().await;
+    assert_eq!(lane.replica.value(SHAPE).await, lane.source.value(SHAPE).await);
+
+    lane.source.execute("ALTER EVENT TRIGGER millstream_ddl DISABLE").await;
+    let finding = found().await;
+    let named = finding["what"].as_str().is_some_and(|what| what.contains("millstream_ddl"));
+    assert!(finding["severity"] == "warning" && named, "{finding:#}");
+    carry_out(&finding).await;
+    assert_eq!(found().await["severity"], "ok");
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    lane.site.must(&["teardown", "--yes"]).await;
+    let left = "SELECT (SELECT count(*) FROM pg_event_trigger WHERE evtname LIKE 'millstream%') + \
+         (SELECT count(*) FROM pg_namespace WHERE nspname = 'millstream')";
+    assert_eq!(lane.source.value(left).await, "0");
+}
+
+/// Twice changes nothing, other patterns are taken up, and `halt` takes everything away.
+#[tokio::test(flavor = "multi_thread")]
+async fn init_keeps_the_triggers_as_the_configuration_says() {
+    let lane = Lane::new(T).await;
+    assert!(lane.site.must(&["init"]).await.contains("nothing was changed"));
+    let there = "SELECT count(*) FROM pg_event_trigger WHERE evtname LIKE 'millstream%'";
+    assert_eq!(lane.source.value(there).await, "3");
+    let text = std::fs::read_to_string(lane.site.configuration()).expect("the configuration");
+    lane.site.configure(&text.replacen("\"public.*\"", "\"public.*\", \"!public.scratch_?\"", 1));
+    assert!(lane.site.must(&["init"]).await.contains("schema changes are carried"));
+    assert!(lane.site.must(&["init"]).await.contains("nothing was changed"));
+    lane.source.execute("CREATE TABLE scratch_1 (id int PRIMARY KEY); CREATE TABLE taken (id int PRIMARY KEY)").await;
+    let published = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables WHERE schemaname = 'public'";
+    assert_eq!(lane.source.value(published).await, "t taken");
+    lane.site.configure(&text.replacen("[source.shop]", "[source.shop]\nschema_changes = \"halt\"", 1));
+    assert!(lane.site.must(&["init"]).await.contains("not carried any more"));
+    assert_eq!(lane.source.value(there).await, "0");
+    assert!(lane.site.must(&["init"]).await.contains("nothing was changed"));
 }

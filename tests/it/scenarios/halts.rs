@@ -3,6 +3,8 @@
 
 use super::Lane;
 
+/// Without event triggers on the source.
+const HALT: &str = "schema_changes = \"halt\"";
 const T: &str =
     "CREATE TABLE t (id int PRIMARY KEY, v text, n int); INSERT INTO t SELECT n, 'v', n FROM generate_series(1, 10) n";
 
@@ -57,7 +59,7 @@ async fn a_constraint_of_the_replicas_own_halts_until_it_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_table_halts_until_the_replica_fits_and_capture_goes_on() {
-    let lane = Lane::new(T).await;
+    let lane = Lane::with(T, HALT).await;
     let _daemon = lane.start().await;
     lane.source.execute("INSERT INTO t VALUES (30, 'before', 0)").await;
     lane.source.execute("ALTER TABLE t ADD COLUMN more text").await;
@@ -143,7 +145,8 @@ async fn a_ledger_that_somebody_drops_is_named() {
 /// `init` was to copy it, and failed at its key's name.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renamed_table_is_followed_once_the_replica_has_the_name() {
-    let lane = Lane::new("CREATE SCHEMA other; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')").await;
+    let lane =
+        Lane::with("CREATE SCHEMA other; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')", HALT).await;
     let _daemon = lane.start().await;
     lane.source.execute("INSERT INTO t VALUES (2, 'b')").await;
     lane.equal().await;
@@ -164,11 +167,8 @@ async fn a_renamed_table_is_followed_once_the_replica_has_the_name() {
 /// Detached at the source, its rows were still the partitioned table's here, and nothing said so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_is_detached_or_attached_is_named_by_check() {
-    let lane = Lane::new(
-        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); \
-         CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20); CREATE TABLE q (id int PRIMARY KEY); INSERT INTO p VALUES (1), (11)",
-    )
-    .await;
+    let lane = Lane::with("CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); \
+         CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20); CREATE TABLE q (id int PRIMARY KEY); INSERT INTO p VALUES (1), (11)", HALT).await;
     let _daemon = lane.start().await;
     lane.source.execute("ALTER TABLE p DETACH PARTITION p1; ALTER TABLE p ATTACH PARTITION q FOR VALUES FROM (30) TO (40)").await;
     lane.source.execute("INSERT INTO p VALUES (31)").await;

@@ -13,7 +13,7 @@ mod rows_sql;
 use std::time::Duration;
 
 use crate::support::compare::{self, Compared};
-use crate::support::daemon::{Daemon, Site};
+use crate::support::daemon::{Daemon, Site, pair_configuration};
 use crate::support::postgres::{PgDatabase, PgServer, shared, shared_replica};
 use crate::support::wait::until;
 
@@ -31,6 +31,16 @@ impl Lane<'static> {
     /// On the common servers.
     async fn new(ddl: &str) -> Self {
         Self::on(shared().await, shared_replica().await, ddl).await
+    }
+
+    /// On the common servers, with more lines for the source's table of the configuration.
+    async fn with(ddl: &str, lines: &str) -> Self {
+        let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
+        source.execute(ddl).await;
+        let configuration = pair_configuration(&source.url(), &replica.url(), "embedded:{folder}/queue");
+        let site = Site::new(&configuration.replacen("[source.shop]", &format!("[source.shop]\n{lines}"), 1));
+        site.must(&["init"]).await;
+        Self { source, replica, site }
     }
 }
 
