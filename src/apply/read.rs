@@ -20,6 +20,8 @@ const READ_BYTES: usize = 1 << 20;
 const READ_WAIT: Duration = Duration::from_secs(1);
 /// The budget is counted in pieces of this size.
 const PERMIT_BYTES: usize = 1024;
+/// What a change takes beside its bytes of log, which it shares: of narrow rows that is most of it.
+pub(super) const CHANGE_BYTES: usize = size_of::<Change>();
 /// Units waiting; their bytes are what is bounded.
 const UNITS: usize = 4096;
 
@@ -282,8 +284,8 @@ async fn read(
 impl Unit {
     fn budgeted(&mut self) -> Option<(usize, &mut Option<OwnedSemaphorePermit>)> {
         match self {
-            Self::Transactions(unit) => Some((unit.bytes, &mut unit.permit)),
-            Self::Piece(unit) => Some((unit.bytes, &mut unit.permit)),
+            Self::Transactions(unit) => Some((unit.bytes + unit.changes.len() * CHANGE_BYTES, &mut unit.permit)),
+            Self::Piece(unit) => Some((unit.bytes + unit.changes.len() * CHANGE_BYTES, &mut unit.permit)),
             _ => None,
         }
     }

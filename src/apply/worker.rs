@@ -21,7 +21,7 @@ use super::added::{self, Meeting};
 use super::first_copy::{FirstCopy, Schemas};
 use super::merge::Merger;
 use super::progress::Reporter;
-use super::read::{Decoder, ReadAhead};
+use super::read::{CHANGE_BYTES, Decoder, ReadAhead};
 use super::session::{Beside, Ended, Session, check_stream};
 use super::status::{ApplyState, ApplyStatus, Rate};
 use crate::config::ReplicaConfig;
@@ -39,8 +39,8 @@ const HELD_PAUSE: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Tables that a later `init` adds are found within this time.
 const LOOK_FOR_TABLES: Duration = Duration::from_secs(5);
-/// Read-ahead, as a multiple of what one batch may hold: one being applied, one being collected.
-const READ_AHEAD_BATCHES: usize = 2;
+/// Read-ahead, as a multiple of what one batch may hold: one being applied, one being collected, one being read.
+const READ_AHEAD_BATCHES: usize = 3;
 
 /// One replica's applier and what it stands between.
 pub struct Applier {
@@ -194,7 +194,9 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     let start = row.cursor.clone().map_or(Start::First, Start::After);
     let reader = LogReader::open(&applier.queue, &config.source, start).await?;
     let decoder = Decoder::after(row.cursor.as_ref());
-    let log = ReadAhead::spawn(reader, decoder, config.merge_max_bytes.saturating_mul(READ_AHEAD_BATCHES));
+    let changes = usize::try_from(config.merge_max_changes).unwrap_or(usize::MAX).saturating_mul(CHANGE_BYTES);
+    let budget = config.merge_max_bytes.saturating_add(changes).saturating_mul(READ_AHEAD_BATCHES);
+    let log = ReadAhead::spawn(reader, decoder, budget);
     let reporter = Reporter::spawn(Arc::clone(&applier.queue), config.source.clone(), config.name.clone());
     if let Some(cursor) = &row.cursor {
         reporter.committed(cursor.clone());

@@ -110,6 +110,10 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
             format!("{shown}: there is no such file; name the configuration with --config or MILLSTREAM_CONFIG")
         }
         std::io::ErrorKind::PermissionDenied => access::refused(path),
+        std::io::ErrorKind::IsADirectory => {
+            format!("{shown}: it is a folder; name the file in it with --config or MILLSTREAM_CONFIG")
+        }
+        std::io::ErrorKind::InvalidData => format!("{shown}: it is not UTF-8 text; a configuration is a TOML file in UTF-8"),
         _ => format!("{shown}: {error}"),
     };
     Error::new(ErrorKind::Config, message)

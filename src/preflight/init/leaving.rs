@@ -71,7 +71,7 @@ pub(super) async fn leave(
             }
         }
         if left.is_empty() {
-            report(Line::Done(format!("replica {name}: {} tables are not replicated any more", target.plan.leaving.len())));
+            report(Line::Done(format!("replica {name}: {}", super::gist(&[], &target.plan.leaving))));
             return Ok(true);
         }
         if tokio::time::Instant::now() > deadline {

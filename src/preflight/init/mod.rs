@@ -401,7 +401,11 @@ async fn begin_replica(
     let name = &target.config.name;
     let (stream, history) = stream::identity(queue, &source.name).await?;
     let cursor = match adopt {
-        None => stream::register(queue, &source.name, name).await?,
+        None => {
+            // First: a replica that may not be written leaves no hold on the queue.
+            ledger::migrate(&mut target.connection).await?;
+            stream::register(queue, &source.name, name).await?
+        }
         Some(adopt) => match adopt::place(queue, source, target.config, &history, &target.plan.tables, adopt, report).await? {
             Ok(cursor) => cursor,
             Err(refused) => {
