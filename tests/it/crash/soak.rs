@@ -15,8 +15,8 @@ use crate::support::wait::until;
 const ROUND: Duration = Duration::from_secs(90);
 /// For ten million rows to be captured and applied from the beginning, on a slow machine with a debug build.
 const HUGE: Duration = Duration::from_secs(1800);
-/// Of the daemon, whatever a transaction's size: what the project promises, and as much again for the pages of a debug build's program.
-const MEMORY: u64 = if cfg!(debug_assertions) { 256 << 20 } else { 128 << 20 };
+/// Of the daemon, whatever a transaction's size: what the project promises.
+const MEMORY: u64 = 128 << 20;
 
 /// `SOAK_SECONDS`, when somebody asks for a soak.
 fn asked() -> Option<Duration> {
