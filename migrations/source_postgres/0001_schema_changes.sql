@@ -1,7 +1,7 @@
 -- What a source says of its own schema changes: one row per changed table, in the transaction that changes it (DESIGN decision 7).
 --
 -- Invariants
--- * Nothing here can make the application's statement fail: every function catches everything it does, and what it could not say it
+-- * No error here can make the application's statement fail (being published can: SET UNLOGGED is refused): every function catches everything it does, and what it could not say it
 --   says as kind 'unknown', which is a barrier (I5, I7).
 -- * A row is inserted and deleted again in the same statement's wake: the table stays empty, the log has the insert.
 -- * `before` is what the last row said of that table (or `init`), `after` what the catalog says now; both under the lock that the
