@@ -43,6 +43,9 @@ pub enum Kind {
 /// A table as its source's catalog has it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Facts {
+    /// `pg_class.oid` on the source.
+    #[serde(default)]
+    pub oid: Option<u32>,
     /// Schema.
     pub schema: String,
     /// Name.

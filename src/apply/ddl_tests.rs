@@ -20,7 +20,7 @@ fn column(num: i32, name: &str, declared: &str) -> ColumnFacts {
 }
 
 fn table(name: &str, columns: Vec<ColumnFacts>) -> Facts {
-    Facts { schema: "public".into(), name: name.into(), columns, key: None, published: Vec::new(), parent: None }
+    Facts { oid: None, schema: "public".into(), name: name.into(), columns, key: None, published: Vec::new(), parent: None }
 }
 
 /// What the actions make of a table, as a server would: every step must be possible.

@@ -157,7 +157,7 @@ pub(super) async fn store_plan(
     let key: Vec<&str> = plan.shape.key.iter().map(|k| k.name.as_str()).collect();
     sqlx::query(
         "UPDATE millstream.copied_table SET state = 'copying', table_version = $4, key_columns = $5, estimated_rows = $6, \
-         estimated_bytes = $7, timeline = $8, rows = 0, bytes = 0, began_at = clock_timestamp() \
+         estimated_bytes = $7, timeline = $8, source_oid = $9, rows = 0, bytes = 0, began_at = clock_timestamp() \
          WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND state = 'pending'",
     )
     .bind(name)
@@ -168,6 +168,7 @@ pub(super) async fn store_plan(
     .bind(plan.estimated_rows.cast_signed())
     .bind(plan.estimated_bytes.cast_signed())
     .bind(i64::from(timeline))
+    .bind(i64::from(plan.shape.schema.source_oid))
     .execute(&mut *transaction)
     .await
     .map_err(fail)?;
@@ -182,7 +183,7 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
     let back = sqlx::query(
-        "UPDATE millstream.copied_table SET state = 'pending', table_version = NULL, key_columns = NULL, timeline = NULL, live_after_lsn = NULL, rows = 0, bytes = 0 \
+        "UPDATE millstream.copied_table SET state = 'pending', table_version = NULL, key_columns = NULL, timeline = NULL, source_oid = NULL, live_after_lsn = NULL, rows = 0, bytes = 0 \
          WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND state IN ('copying', 'catching_up')",
     )
     .bind(name)

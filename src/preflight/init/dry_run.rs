@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::event::TableName;
 use crate::postgres::sql::{Side, classify, quote_literal};
 use crate::queue::Queue;
-use crate::replica::postgres::ledger::{CopyState, MIGRATIONS};
+use crate::replica::postgres::ledger::{CopyState, MIGRATIONS, identity_of};
 
 /// Where sqlx keeps which migrations have run, as it makes it (sqlx-postgres, `ensure_migrations_table`).
 const SCHEMA_VERSION: &str = "CREATE TABLE IF NOT EXISTS millstream.schema_version (version bigint PRIMARY KEY, description text NOT NULL, \
@@ -88,10 +88,11 @@ fn register(replica: &str, tables: &[TableName], state: CopyState) -> String {
     let rows: Vec<String> = tables.iter().map(|table| format!("({})", pair(table))).collect();
     let live_at = if state == CopyState::Live { "clock_timestamp()" } else { "NULL::timestamptz" };
     format!(
-        "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at)\n  \
-         SELECT {replica}, s, t, {}, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = {replica}), 0), {live_at}\n  \
+        "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at, replica_table)\n  \
+         SELECT {replica}, s, t, {}, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = {replica}), 0), {live_at}, {}\n  \
          FROM (VALUES {}) v(s, t)",
         quote_literal(state.as_str()),
+        identity_of("s", "t"),
         rows.join(", ")
     )
 }

@@ -427,6 +427,9 @@ async fn begin_replica(
         }
         return Err(error);
     }
+    if let Some(adopt) = adopt {
+        adopt::keep_numbers(source, target.config, &target.plan.tables, adopt).await?;
+    }
     let how = if adopt.is_some() { "adopted" } else { "ledger" };
     report(Line::Done(format!("replica {name}: {how}, {}", gist(&target.plan.tables, &[]))));
     Ok(true)

@@ -345,12 +345,13 @@ pub async fn carry_out(
 
 async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan, state: CopyState) -> Result<(), sqlx::Error> {
     let (schemas, tables): (Vec<&str>, Vec<&str>) = plan.tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
-    sqlx::query(
-        "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at) \
+    sqlx::query(AssertSqlSafe(format!(
+        "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at, replica_table) \
          SELECT $1, s, t, $4, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = $1), 0), \
-                CASE WHEN $4 = 'live' THEN clock_timestamp() END \
+                CASE WHEN $4 = 'live' THEN clock_timestamp() END, {} \
          FROM unnest($2::text[], $3::text[]) u(s, t) ON CONFLICT DO NOTHING",
-    )
+        ledger::identity_of("s", "t")
+    )))
     .bind(name)
     .bind(schemas)
     .bind(tables)

@@ -1,9 +1,10 @@
 //! What the replica's catalog says of a table.
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::errors::{SHORT_WAIT, within};
+use super::ledger::IDENTITY;
 use crate::error::{Error, Result};
 use crate::event::TableName;
 use crate::halt::HaltCode;
@@ -51,6 +52,8 @@ pub struct CatalogIndex {
 /// The replica's table as its catalog has it.
 #[derive(Clone, Debug)]
 pub struct Catalog {
+    /// Which table of which database it is, as the ledger keeps it.
+    pub identity: String,
     /// Partitioned: TRUNCATE cannot say ONLY.
     pub partitioned: bool,
     /// COPY FROM is refused under row-level security.
@@ -67,31 +70,32 @@ pub struct Catalog {
     pub indexes: Vec<CatalogIndex>,
 }
 
-/// Reads the catalog.
+/// Reads the catalog. `None` when there is no such table.
 ///
 /// # Errors
-/// A halt with `schema_mismatch` when there is no such table.
-pub async fn read(connection: &mut PgConnection, table: &TableName) -> Result<Catalog> {
+/// A halt with `schema_mismatch` when it is not an ordinary one; the server's.
+pub async fn read(connection: &mut PgConnection, table: &TableName) -> Result<Option<Catalog>> {
     const RELATION: &str = "SELECT c.oid::bigint, c.relkind::text, pg_catalog.row_security_active(c.oid), \
         EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('R', 'A')), \
         EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'f' \
                 AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd'))), \
         EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE (k.conrelid = c.oid OR k.confrelid = c.oid) AND k.contype = 'f') \
-        OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D') \
+        OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'), \
+        $identity || c.oid \
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
         WHERE n.nspname = $1 AND c.relname = $2";
-    let query = sqlx::query(RELATION).bind(&table.schema).bind(&table.name);
+    let sql = AssertSqlSafe(RELATION.replace("$identity", IDENTITY));
+    let query = sqlx::query(sql).bind(&table.schema).bind(&table.name);
     let row = within(SHORT_WAIT, "reading the catalog", query.fetch_optional(&mut *connection)).await?;
-    let Some(row) = row else {
-        return Err(mismatch(format!("table {table} is not on the replica; create it there as the source has it")));
-    };
+    let Some(row) = row else { return Ok(None) };
     let (oid, kind): (i64, String) = (row.get(0), row.get(1));
     if kind != "r" && kind != "p" {
         return Err(mismatch(format!("{table} is not an ordinary table on the replica; put a table of that name in its place")));
     }
     let columns = read_columns(connection, oid).await?;
     let indexes = read_indexes(connection, oid).await?;
-    Ok(Catalog {
+    Ok(Some(Catalog {
+        identity: row.get(6),
         partitioned: kind == "p",
         row_security: row.get(2),
         replica_triggers: row.get(3),
@@ -99,7 +103,7 @@ pub async fn read(connection: &mut PgConnection, table: &TableName) -> Result<Ca
         entangled: row.get(5),
         columns,
         indexes,
-    })
+    }))
 }
 
 async fn read_columns(connection: &mut PgConnection, oid: i64) -> Result<Vec<CatalogColumn>> {
@@ -169,6 +173,11 @@ async fn read_indexes(connection: &mut PgConnection, oid: i64) -> Result<Vec<Cat
 /// Where an index names no operator.
 pub(super) fn equals() -> String {
     "OPERATOR(pg_catalog.=)".into()
+}
+
+/// A halt for a table that is not there.
+pub(super) fn missing(table: &TableName) -> Error {
+    mismatch(format!("table {table} is not on the replica; create it there as the source has it"))
 }
 
 /// A halt with `schema_mismatch`.

@@ -10,7 +10,8 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::errors::{SHORT_WAIT, within};
-use super::ledger::CopyState;
+use super::ledger::{CopyState, identity_of};
+use super::members::another;
 use super::replica::PostgresReplica;
 use super::write::PATIENT_WAIT;
 use crate::apply::ddl::{
@@ -89,18 +90,30 @@ impl PostgresReplica {
     }
 
     /// A table of this replica that is complete. The definition of one that is still being copied is the copy's own affair.
-    fn is_live(&self, facts: &Facts) -> bool {
-        let state = self.members.get(&facts.table());
-        if state.is_some_and(|state| *state != CopyState::Live) {
+    fn is_live(&self, facts: &Facts) -> Result<bool> {
+        let state = self.state_of(facts)?;
+        if state.is_some_and(|state| state != CopyState::Live) {
             tracing::info!(table = %facts.table(), "a schema change of a table that is not live is left to its copy");
         }
-        state == Some(&CopyState::Live)
+        Ok(state == Some(CopyState::Live))
+    }
+
+    /// How far a table is, by its number: without the triggers its name may have gone to another.
+    fn state_of(&self, facts: &Facts) -> Result<Option<CopyState>> {
+        let table = facts.table();
+        match self.members.get(&table) {
+            Some(member) if member.source_oid.is_some_and(|oid| facts.oid.is_some_and(|theirs| theirs != oid)) => {
+                if member.state == CopyState::Live && !member.leaves { Err(another(&table)) } else { Ok(None) }
+            }
+            member => Ok(member.map(|member| member.state)),
+        }
     }
 
     /// What does not name a table of these is the other row's to carry, at its own place.
     fn concerns_added(&self, change: &SchemaChange) -> Result<bool> {
-        let mine =
-            |facts: Option<Facts>| facts.is_some_and(|f| self.members.get(&f.table()).is_some_and(|s| *s != CopyState::Apart));
+        let mine = |facts: Option<Facts>| {
+            facts.is_some_and(|f| self.members.get(&f.table()).is_some_and(|m| m.state != CopyState::Apart))
+        };
         Ok(!matches!(change.kind, Kind::Unknown | Kind::Enum) && (mine(change.before()?) || mine(change.after()?)))
     }
 
@@ -110,7 +123,7 @@ impl PostgresReplica {
 
     fn refuse_rows(&self, change: &SchemaChange) -> Result<()> {
         let Some(facts) = change.after()? else { return Ok(()) };
-        if !self.is_ours(&facts) || (change.kind == Kind::Rewritten && !self.is_live(&facts)) {
+        if !self.is_ours(&facts) || (change.kind == Kind::Rewritten && !self.is_live(&facts)?) {
             return Ok(());
         }
         let message = format!("{} wrote rows of table {} that the log does not have", change.tag, facts.table());
@@ -118,11 +131,10 @@ impl PostgresReplica {
     }
 
     async fn carry_drop(&mut self, change: &SchemaChange) -> Result<()> {
-        let Some(before) =
-            change.before()?.filter(|facts| self.members.get(&facts.table()).is_some_and(|state| *state != CopyState::Apart))
-        else {
+        let Some(before) = change.before()? else { return Ok(()) };
+        if self.state_of(&before)?.is_none_or(|state| state == CopyState::Apart) {
             return Ok(());
-        };
+        }
         let table = before.table();
         self.ddl(&format!("DROP TABLE IF EXISTS {}", quote_table(&table))).await?;
         tracing::info!(%table, "dropped, as on the source");
@@ -142,7 +154,7 @@ impl PostgresReplica {
             }
             return Ok(());
         };
-        if !self.is_live(&before) {
+        if !self.is_live(&before)? {
             return Ok(());
         }
         let mut table = before.table();
@@ -262,11 +274,14 @@ impl PostgresReplica {
             }
         }
         tracing::info!(%table, "created, as on the source");
-        let query = sqlx::query(
-            "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at) \
-             SELECT $1, $2, $3, $4, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = $1), 0), clock_timestamp()",
+        let sql = format!(
+            "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at, source_oid, replica_table) \
+             SELECT $1, $2, $3, $4, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = $1), 0), clock_timestamp(), \
+                $5, {}",
+            identity_of("$2", "$3")
         );
-        let query = query.bind(&self.name).bind(&table.schema).bind(&table.name).bind(CopyState::Live.as_str());
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.name).bind(&table.schema).bind(&table.name);
+        let query = query.bind(CopyState::Live.as_str()).bind(facts.oid.map(i64::from));
         within(SHORT_WAIT, "entering a table in the ledger", query.execute(&mut self.connection)).await.map(drop)
     }
 

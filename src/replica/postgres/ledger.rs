@@ -14,7 +14,7 @@ use sqlx::{PgConnection, Row};
 
 use super::errors::{self, SHORT_WAIT, within};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{ApplyEpoch, History, StreamId, TableName};
+use crate::event::{ApplyEpoch, History, SchemaId, StreamId, TableName};
 use crate::halt::HaltCode;
 use crate::queue::log::Cursor;
 pub use crate::replica::{ReplicaRow, Step};
@@ -38,6 +38,33 @@ pub enum CopyState {
     Leaving,
     /// Under the replica's other row ([`added`]), which applies what the log holds of it. Never written.
     Apart,
+}
+
+/// SQL of what comes before a table's number in `copied_table.replica_table`: this database, and this ledger in it.
+pub(crate) const IDENTITY: &str = "((SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+    || '/' || 'millstream.copied_table'::pg_catalog.regclass::oid || '/')";
+
+/// SQL of a table's `replica_table`, by SQL of its schema and name.
+pub(crate) fn identity_of(schema: &str, name: &str) -> String {
+    format!(
+        "(SELECT {IDENTITY} || c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = {schema} AND c.relname = {name})"
+    )
+}
+
+/// A table of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// How far its copy is.
+    pub state: CopyState,
+    /// It goes once the replica has passed a place.
+    pub leaves: bool,
+    /// The source's number of it, once known.
+    pub source_oid: Option<u32>,
+    /// The replica's numbers of it ([`IDENTITY`] and `pg_class.oid`), once known.
+    pub replica_table: Option<String>,
+    /// The version that gave it its name, where a rename was followed.
+    pub named_by: Option<SchemaId>,
 }
 
 /// Name of the row that tables added to a live replica are kept under while they are copied. No configured name has such a character.
@@ -286,9 +313,10 @@ pub async fn tables_of_others(connection: &mut PgConnection, name: &str) -> Resu
 ///
 /// # Errors
 /// As [`tables`].
-pub async fn members(connection: &mut PgConnection, name: &str) -> Result<Vec<(TableName, CopyState)>> {
+pub async fn members(connection: &mut PgConnection, name: &str) -> Result<Vec<(TableName, Member)>> {
     let query = sqlx::query(
-        "SELECT table_schema, table_name, state, replica = $1 FROM millstream.copied_table WHERE replica IN ($2, $3) \
+        "SELECT table_schema, table_name, state, replica = $1, live_after_lsn IS NOT NULL, source_oid, replica_table, named_by \
+         FROM millstream.copied_table WHERE replica IN ($2, $3) \
          ORDER BY table_schema, table_name",
     )
     .bind(name)
@@ -298,7 +326,14 @@ pub async fn members(connection: &mut PgConnection, name: &str) -> Result<Vec<(T
     rows.iter()
         .map(|row| {
             let state = if get(row, 3)? { CopyState::parse(get(row, 2)?)? } else { CopyState::Apart };
-            Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), state))
+            let number = |column| {
+                let number = get::<Option<i64>>(row, column)?.map(u32::try_from).transpose();
+                number.map_err(|_| damaged("a number in copied_table is out of its range"))
+            };
+            let (source_oid, named_by) = (number(5)?, number(7)?.map(SchemaId));
+            let leaves = state == CopyState::Live && get(row, 4)?;
+            let member = Member { state, leaves, source_oid, replica_table: get(row, 6)?, named_by };
+            Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), member))
         })
         .collect()
 }

@@ -39,6 +39,7 @@ mod ddl;
 pub mod errors;
 pub mod ledger;
 pub mod lock;
+mod members;
 pub mod modifier;
 pub mod plan;
 mod prepare;

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::catalog::Catalog;
 use super::errors::{SHORT_WAIT, within};
-use super::ledger::CopyState;
+use super::members::Members;
 use super::plan::{Style, Tables, Work};
 use super::prepare::Mode;
 use super::write::{Moving, PATIENT_WAIT, STATEMENT_WAIT, Writer};
@@ -28,13 +28,13 @@ pub(super) struct PostgresReplica {
     pub(super) name: String,
     /// The source's configured name.
     pub(super) source: String,
-    epoch: ApplyEpoch,
+    pub(super) epoch: ApplyEpoch,
     /// Triggers and foreign keys do not fire.
     pub(super) replica_role: bool,
     pub(super) catalogs: HashMap<TableName, (Instant, Arc<Catalog>)>,
     pub(super) tables: Tables,
     /// Tables that the ledger knows.
-    pub(super) members: HashMap<TableName, CopyState>,
+    pub(super) members: Members,
     /// Versions of tables whose changes are dropped: they leave before they were ever live, or are under the replica's other row.
     pub(super) dropped: HashSet<SchemaId>,
     moving: Moving,
@@ -113,6 +113,8 @@ impl Replica for PostgresReplica {
 
     async fn roll_back_large(&mut self) -> Result<()> {
         self.large = None;
+        // What was noted of tables is rolled back as well.
+        self.forget_tables();
         self.roll_back().await
     }
 
@@ -178,7 +180,7 @@ impl PostgresReplica {
             replica_role,
             catalogs: HashMap::new(),
             tables: Tables::default(),
-            members: HashMap::new(),
+            members: Members::new(),
             dropped: HashSet::new(),
             moving: Moving::default(),
             large: None,

@@ -7,7 +7,7 @@ use super::modifier::{keeps, spelled};
 use crate::apply::compact::Shape;
 use crate::apply::runs::RunRules;
 use crate::error::Result;
-use crate::event::{Column, Identity, TableSchema};
+use crate::event::{Column, Identity, TableName, TableSchema};
 use crate::postgres::sql::{quote_ident, quote_table};
 
 /// A column of the log's version, with what statements need of it.
@@ -30,6 +30,8 @@ pub struct TableColumn {
 pub struct Table {
     /// The version.
     pub schema: Arc<TableSchema>,
+    /// What the replica calls it.
+    pub place: TableName,
     /// Quoted, qualified name.
     pub name: String,
     /// Its columns, in the order of the rows' cells.
@@ -65,8 +67,9 @@ impl Table {
     ///
     /// # Errors
     /// A halt with `schema_mismatch` that says what to change on the replica.
-    pub fn fit(schema: &Arc<TableSchema>, catalog: &Catalog) -> Result<Self> {
-        let columns = schema.columns.iter().map(|column| fit_column(schema, column, catalog)).collect::<Result<Vec<_>>>()?;
+    pub fn fit(schema: &Arc<TableSchema>, place: &TableName, catalog: &Catalog) -> Result<Self> {
+        let columns =
+            schema.columns.iter().map(|column| fit_column(schema, place, column, catalog)).collect::<Result<Vec<_>>>()?;
         let known = |name: &str| schema.columns.iter().any(|column| column.name == name);
         let extra: Vec<_> = catalog.columns.iter().filter(|column| !column.generated && !known(&column.name)).collect();
         if let Some(column) = extra.iter().find(|column| column.required) {
@@ -75,7 +78,7 @@ impl Table {
                  ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL there, or give it a default",
                 column.name,
                 schema.table,
-                quote_table(&schema.table),
+                quote_table(place),
                 quote_ident(&column.name)
             )));
         }
@@ -91,7 +94,8 @@ impl Table {
         let keyed = !key.is_empty() && !shared;
         let finders = if keyed { key.clone() } else { (0..columns.len()).collect() };
         Ok(Self {
-            name: quote_table(&schema.table),
+            name: quote_table(place),
+            place: place.clone(),
             operators,
             shape: Shape { columns: columns.len(), key, extra: !extra.is_empty() },
             rules: RunRules { finders, keyed, single_updates: second_unique },
@@ -126,8 +130,8 @@ fn operator(index: &CatalogIndex, name: &str) -> String {
     at.and_then(|at| index.operators.get(at).cloned()).unwrap_or_else(equals)
 }
 
-fn fit_column(schema: &TableSchema, column: &Column, catalog: &Catalog) -> Result<TableColumn> {
-    let (table, name) = (quote_table(&schema.table), quote_ident(&column.name));
+fn fit_column(schema: &TableSchema, place: &TableName, column: &Column, catalog: &Catalog) -> Result<TableColumn> {
+    let (table, name) = (quote_table(place), quote_ident(&column.name));
     let wanted = spelled(&column.type_name, column.type_modifier);
     let found = catalog.columns.iter().find(|candidate| candidate.name == column.name).ok_or_else(|| {
         let (on, of) = (&column.name, &schema.table);

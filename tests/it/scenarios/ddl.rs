@@ -64,6 +64,10 @@ async fn tables_and_labels_come_move_and_go() {
         .execute("BEGIN; CREATE TABLE u (id int PRIMARY KEY, m mood DEFAULT 'a'); INSERT INTO u VALUES (1, 'b'); COMMIT")
         .await;
     lane.source.execute("BEGIN; ALTER TABLE t RENAME TO x; ALTER TABLE u RENAME TO t; ALTER TABLE x RENAME TO u; COMMIT").await;
+    // What names mean now is in the ledger, not in memory.
+    lane.equal().await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let daemon = lane.start().await;
     lane.source.execute("INSERT INTO t VALUES (9, 'a'); INSERT INTO u VALUES (8, 'b'); CREATE SCHEMA \"else\"; ALTER TABLE u SET SCHEMA \"else\"").await;
     lane.source.execute("INSERT INTO \"else\".u VALUES (10, 'c')").await;
     lane.equal().await;

@@ -120,7 +120,8 @@ async fn a_newer_ledger_is_not_read_and_an_older_one_is_upgraded() {
     // As the first version made it.
     lane.replica
         .execute(
-            "DELETE FROM millstream.schema_version WHERE version > 1; ALTER TABLE millstream.copied_table DROP COLUMN timeline",
+            "DELETE FROM millstream.schema_version WHERE version > 1; ALTER TABLE millstream.copied_table DROP COLUMN timeline, \
+             DROP COLUMN source_oid, DROP COLUMN replica_table, DROP COLUMN named_by",
         )
         .await;
     let daemon = lane.start().await;
@@ -182,4 +183,92 @@ async fn a_partition_that_is_detached_or_attached_is_named_by_check() {
     lane.equal().await;
     assert_eq!(lane.replica.value("SELECT string_agg(id::text, ' ' ORDER BY id) FROM p").await, "11 31");
     assert!(!lane.site.run(&["check"]).await.stdout.contains("partition:"));
+}
+
+/// Applied by name alone, the rows of one table went into another in silence (I3).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_another_table_takes_halts_until_the_replica_renames_as_well() {
+    let lane = Lane::with(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (LIKE t INCLUDING ALL); CREATE TABLE w (LIKE t INCLUDING ALL); \
+         INSERT INTO t VALUES (1, 't'); INSERT INTO u VALUES (2, 'u')",
+        HALT,
+    )
+    .await;
+    let daemon = lane.start().await;
+    let swap = "ALTER TABLE t RENAME TO x; ALTER TABLE u RENAME TO t";
+    lane.source.execute(&format!("INSERT INTO u VALUES (3, 'u'); {swap}; INSERT INTO t VALUES (99, 'u')")).await;
+    let status = lane.halted(&["schema_mismatch"]).await;
+    assert!(status.contains("table public.u is public.t on the source now"), "{status}");
+    assert_eq!(lane.replica.value("SELECT count(*) FROM t").await, "1", "nothing of u came here");
+    lane.replica.execute(swap).await;
+    lane.equal().await;
+    // The table that had the name is followed too, though the log has said nothing of it.
+    lane.source.execute("INSERT INTO x VALUES (4, 't')").await;
+    lane.equal().await;
+
+    // Names are there on both sides before and after: only numbers tell.
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let daemon = lane.start().await;
+    let change_places = "ALTER TABLE t RENAME TO y; ALTER TABLE w RENAME TO t; ALTER TABLE y RENAME TO w";
+    lane.source.execute(&format!("{change_places}; INSERT INTO t VALUES (5, 'w'); INSERT INTO w VALUES (6, 'u')")).await;
+    lane.halted(&["schema_mismatch"]).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let daemon = lane.site.start();
+    lane.halted(&["schema_mismatch"]).await;
+    lane.replica.execute(change_places).await;
+    lane.equal().await;
+    lane.site.ready(super::CATCH_UP).await;
+
+    // Before the source: rows go to the table, whatever it is called here.
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    lane.replica.execute(change_places).await;
+    lane.source.execute("INSERT INTO t VALUES (7, 'w'); INSERT INTO w VALUES (8, 'u')").await;
+    let _daemon = lane.start().await;
+    let there = |sql| until_value(&lane.replica, sql);
+    there("SELECT count(*) FROM w WHERE id = 7").await;
+    there("SELECT count(*) FROM t WHERE id = 8").await;
+    lane.source.execute(&format!("{change_places}; INSERT INTO t VALUES (10, 'u')")).await;
+    lane.equal().await;
+    lane.site.ready(super::CATCH_UP).await;
+}
+
+async fn until_value(replica: &crate::support::postgres::PgDatabase<'_>, sql: &str) {
+    crate::support::wait::until(sql, super::CATCH_UP, async || replica.value(sql).await == "1").await;
+}
+
+/// A table of the same name is not the same table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_dropped_and_made_anew_halts_until_it_is_copied() {
+    let lane = Lane::with(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (LIKE t INCLUDING ALL); INSERT INTO t VALUES (1, 'old')",
+        HALT,
+    )
+    .await;
+    let _daemon = lane.start().await;
+    let publication = lane.source.value("SELECT pubname FROM pg_publication").await;
+    lane.source
+        .execute(&format!(
+            "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (5, 'unseen'); ALTER PUBLICATION {publication} ADD TABLE t; \
+             INSERT INTO t VALUES (6, 'new'); INSERT INTO u VALUES (1, 'behind it')"
+        ))
+        .await;
+    let status = lane.halted(&["schema_mismatch"]).await;
+    assert!(status.contains("is not the table that was copied"), "{status}");
+    assert_eq!(lane.replica.value("SELECT string_agg(v, ' ') FROM t").await, "old");
+    // As the halt says.
+    let with = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    let without = with.replacen("\"public.*\"", "\"public.*\", \"!public.t\"", 1);
+    assert_ne!(with, without);
+    lane.site.configure(&without);
+    let left = "SELECT count(*) FROM millstream.copied_table WHERE table_name = 't'";
+    crate::support::wait::until("t to leave", super::CATCH_UP, async || {
+        lane.site.run(&["init"]).await;
+        lane.replica.value(left).await == "0"
+    })
+    .await;
+    lane.replica.execute("TRUNCATE t").await;
+    lane.site.configure(&with);
+    lane.site.must(&["init"]).await;
+    lane.equal().await;
+    assert_eq!(lane.replica.value("SELECT string_agg(v, ' ' ORDER BY id) FROM t").await, "unseen new");
 }

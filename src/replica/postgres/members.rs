@@ -1,0 +1,268 @@
+//! Which table of the replica a table of the log is.
+//!
+//! Names move. `t` becomes `t_old` and `t_new` becomes `t`, on the source and by hand on the replica, and rows that went by the name alone would go into
+//! another table in silence (I3). So the ledger keeps both servers' numbers of a table beside its name. What the log says of a table, by its number there:
+//!
+//! | the ledger has the number | the replica's table | then |
+//! |---|---|---|
+//! | under the same name | has it | its changes are written |
+//! | | was renamed by hand, before the log says so | they are written to it all the same |
+//! | | is gone, and another that is nobody's has the name | they are written there: somebody has rebuilt it |
+//! | under another name | has the new name | the ledger follows; whose name it was there goes by what it is called on the replica |
+//! | | has not | a halt that says how |
+//! | not, and another under the name | | a halt: the table was made anew and has to be copied |
+//! | not, and none under the name | | the number is taken |
+//!
+//! What the source's event triggers say moves names and numbers in the ledger in its place, so that none of this halts there.
+//!
+//! Limit: a session that is writing looks again after minutes (`prepare`), and names are what its statements say: who renames on the replica by
+//! hand does so while it is halted or stopped.
+
+use std::collections::HashMap;
+
+use sqlx::{AssertSqlSafe, Executor};
+
+use super::catalog;
+use super::errors::{SHORT_WAIT, within};
+use super::ledger::{self, CopyState, IDENTITY, Member};
+use super::replica::PostgresReplica;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{TableName, TableSchema};
+use crate::halt::HaltCode;
+use crate::postgres::sql::{quote_ident, quote_literal, quote_table};
+
+/// The tables of a replica, as the ledger names them.
+pub(super) type Members = HashMap<TableName, Member>;
+
+/// Where a table of the ledger is on the replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Now {
+    /// Under this name.
+    Named(TableName),
+    /// Dropped there.
+    Gone,
+    /// The ledger was restored elsewhere, or never had its number.
+    Unknown,
+}
+
+impl PostgresReplica {
+    pub(super) async fn read_members(&mut self) -> Result<()> {
+        let tables = ledger::members(&mut self.connection, &self.name).await?;
+        self.members = tables.into_iter().collect();
+        Ok(())
+    }
+
+    /// The replica's table that a version's changes are written to. `None` where they are dropped: the table leaves, or a row of added tables leaves it to the
+    /// other row.
+    ///
+    /// # Errors
+    /// A halt with `schema_mismatch` that says what to do; [`ErrorKind::Busy`] for a table that is to be copied first.
+    pub(super) async fn place(&mut self, schema: &TableSchema) -> Result<Option<TableName>> {
+        let Some(known_as) = self.known_as(schema).await? else { return Ok(None) };
+        let Some(member) = self.members.get(&known_as).cloned() else { return Ok(None) };
+        let name = &schema.table;
+        let here = self.catalog_of(name).await?.map(|catalog| catalog.identity.clone());
+        if known_as == *name && here.is_some() && (here == member.replica_table) {
+            self.keep(schema, here.as_deref()).await?;
+            return Ok(Some(name.clone()));
+        }
+        if known_as != *name && member.named_by.is_some_and(|version| schema.id < version) {
+            // Followed already, by a batch that did not come to its end.
+            if let Now::Named(there) = self.now(&member).await? {
+                return Ok(Some(there));
+            }
+        }
+        let is_others =
+            self.members.iter().any(|(other, m)| *other != known_as && m.replica_table.is_some() && m.replica_table == here);
+        match self.now(&member).await? {
+            Now::Named(there) if there == *name => {
+                self.follow(&known_as, schema).await?;
+                self.keep(schema, here.as_deref()).await?;
+                Ok(Some(there))
+            }
+            // Renamed by hand already: the log will say so.
+            Now::Named(there) if there != known_as && (known_as != *name || here.is_none() || is_others) => Ok(Some(there)),
+            Now::Named(_) if known_as != *name => Err(not_renamed(&known_as, name, here.is_some())),
+            _ if known_as == *name && here.is_none() => Err(catalog::missing(name)),
+            _ if is_others => {
+                let message = format!(
+                    "the replica's {name} is another of its tables, renamed by hand, and the one that had the name is gone; put back what it was, or copy {name} again"
+                );
+                Err(Error::halt(HaltCode::SchemaMismatch, message))
+            }
+            Now::Gone | Now::Unknown if known_as != *name => {
+                if here.is_none() || self.members.contains_key(name) || self.is_there(&known_as).await? {
+                    return Err(not_renamed(&known_as, name, here.is_some()));
+                }
+                self.follow(&known_as, schema).await?;
+                self.keep(schema, here.as_deref()).await?;
+                Ok(Some(name.clone()))
+            }
+            _ => {
+                self.keep(schema, here.as_deref()).await?;
+                Ok(Some(name.clone()))
+            }
+        }
+    }
+
+    /// The ledger's name of a version's table. `None` where changes are dropped.
+    async fn known_as(&mut self, schema: &TableSchema) -> Result<Option<TableName>> {
+        let table = &schema.table;
+        let settled = |member: &Member| match member.state {
+            CopyState::Pending | CopyState::Leaving => false,
+            CopyState::Apart => true,
+            CopyState::Copying | CopyState::CatchingUp | CopyState::Live => member.source_oid == Some(schema.source_oid),
+        };
+        if !self.members.get(table).is_some_and(settled) {
+            self.read_members().await?;
+        }
+        let numbered = self.members.iter().find(|(_, member)| member.source_oid == Some(schema.source_oid));
+        let named = self.members.get_key_value(table);
+        let unnumbered = named.filter(|(_, member)| member.source_oid.is_none());
+        if let Some((name, member)) = numbered.or(unnumbered) {
+            match member.state {
+                CopyState::Leaving | CopyState::Apart => return Ok(None),
+                CopyState::Live if member.leaves && name != table => return Ok(None),
+                CopyState::Pending => {
+                    let message = format!("table {table} has come to the replica and is to be copied first");
+                    return Err(Error::new(ErrorKind::Busy, message));
+                }
+                CopyState::Live => return Ok(Some(name.clone())),
+                CopyState::Copying | CopyState::CatchingUp if name == table => return Ok(Some(name.clone())),
+                // Renamed while it is copied, which knows it by its name.
+                CopyState::Copying | CopyState::CatchingUp => {}
+            }
+        }
+        match named {
+            // It goes, and what comes under its name does not come here.
+            Some((_, member)) if member.leaves || matches!(member.state, CopyState::Leaving | CopyState::Apart) => Ok(None),
+            Some(_) => Err(another(table)),
+            None if self.is_added() => Ok(None),
+            None => {
+                let message = format!(
+                    "table {table} is in the log but not among the tables of replica '{}'; run `millstream init` to copy it, or exclude it \
+                     from the source's tables",
+                    self.name
+                );
+                Err(Error::halt(HaltCode::SchemaMismatch, message))
+            }
+        }
+    }
+
+    /// Keeps which table it is on both sides, where the ledger does not have it.
+    async fn keep(&mut self, schema: &TableSchema, identity: Option<&str>) -> Result<()> {
+        let table = &schema.table;
+        let Some(member) = self.members.get_mut(table) else { return Ok(()) };
+        if member.source_oid.is_some() && member.replica_table.as_deref() == identity {
+            return Ok(());
+        }
+        let query = sqlx::query(
+            "UPDATE millstream.copied_table SET source_oid = coalesce(source_oid, $4), replica_table = $5 \
+             WHERE replica = $1 AND table_schema = $2 AND table_name = $3 \
+             AND EXISTS (SELECT FROM millstream.replica WHERE name = $1 AND apply_epoch = $6)",
+        );
+        let query = query.bind(&self.name).bind(&table.schema).bind(&table.name).bind(i64::from(schema.source_oid));
+        let query = query.bind(identity).bind(self.epoch.0.cast_signed());
+        within(SHORT_WAIT, "keeping a table's number", query.execute(&mut self.connection)).await?;
+        member.source_oid.get_or_insert(schema.source_oid);
+        member.replica_table = identity.map(str::to_owned);
+        Ok(())
+    }
+
+    /// The ledger's names follow a table that was renamed, and whoever's name it takes.
+    async fn follow(&mut self, from: &TableName, schema: &TableSchema) -> Result<()> {
+        let to = &schema.table;
+        let mut moves = vec![(from.clone(), Some(to.clone()))];
+        let mut name = to.clone();
+        while name != *from
+            && let Some(member) = self.members.get(&name).filter(|member| member.state == CopyState::Live).cloned()
+        {
+            let next = match self.now(&member).await? {
+                Now::Named(next) if next != name && moves.len() < self.members.len() => Some(next),
+                Now::Gone => None,
+                Now::Named(_) | Now::Unknown => return Err(not_renamed(from, to, true)),
+            };
+            moves.push((name, next.clone()));
+            let Some(next) = next else { break };
+            name = next;
+        }
+        // One request, and so one transaction; by way of names that nothing has, because two may change places.
+        let row = quote_literal(&self.name);
+        let pair = |table: &TableName| format!("{}, {}", quote_literal(&table.schema), quote_literal(&table.name));
+        let of = |table: &TableName| format!("replica = {row} AND (table_schema, table_name) = ({})", pair(table));
+        let set =
+            |table: &TableName| format!("UPDATE millstream.copied_table SET (table_schema, table_name) = ({})", pair(table));
+        let aside = |n: usize| TableName::new("", format!("#{n}"));
+        let mut statements = Vec::new();
+        for (n, (old, new)) in moves.iter().enumerate() {
+            statements.push(match new {
+                Some(_) => format!("{} WHERE {}", set(&aside(n)), of(old)),
+                None => format!("DELETE FROM millstream.copied_table WHERE {}", of(old)),
+            });
+        }
+        let last = moves.iter().enumerate().filter_map(|(n, (_, new))| Some((n, new.as_ref()?)));
+        statements.extend(last.map(|(n, new)| format!("{}, named_by = {} WHERE {}", set(new), schema.id.0, of(&aside(n)))));
+        let statements = statements.join("; ");
+        within(SHORT_WAIT, "following renamed tables", self.connection.execute(AssertSqlSafe(statements.as_str()))).await?;
+        for (old, new) in moves {
+            let new = new.map_or_else(|| "nothing: it was dropped".to_owned(), |new| new.to_string());
+            tracing::info!(table = %old, to = %new, "the ledger follows what was renamed on both sides");
+        }
+        self.read_members().await
+    }
+
+    /// Where a table is on the replica.
+    async fn now(&mut self, member: &Member) -> Result<Now> {
+        let sql = format!(
+            "SELECT pg_catalog.starts_with($1, {IDENTITY}), (SELECT ARRAY[n.nspname::text, c.relname::text] FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE {IDENTITY} || c.oid = $1)"
+        );
+        let query = sqlx::query_as::<_, (Option<bool>, Option<Vec<String>>)>(AssertSqlSafe(sql)).bind(&member.replica_table);
+        let row = within(SHORT_WAIT, "looking for a table", query.fetch_one(&mut self.connection)).await?;
+        Ok(match row {
+            (_, Some(name)) => {
+                let mut parts = name.into_iter();
+                Now::Named(TableName::new(parts.next().unwrap_or_default(), parts.next().unwrap_or_default()))
+            }
+            (Some(true), None) => Now::Gone,
+            _ => Now::Unknown,
+        })
+    }
+
+    async fn is_there(&mut self, table: &TableName) -> Result<bool> {
+        let query = sqlx::query_scalar("SELECT pg_catalog.to_regclass($1) IS NOT NULL").bind(quote_table(table));
+        within(SHORT_WAIT, "looking for a table", query.fetch_one(&mut self.connection)).await
+    }
+}
+
+/// Another table than the one that was copied has its name.
+pub(super) fn another(table: &TableName) -> Error {
+    let message = format!(
+        "the source's {table} is not the table that was copied: that one was dropped, or renamed away, and this one has its name. Copy it: take \
+         {table} out of the source's tables, run `millstream init` until it has left, empty or drop it on the replica, put it back, `millstream init`"
+    );
+    Error::halt(HaltCode::SchemaMismatch, message)
+}
+
+/// What gives a table its new name, where it does not have it yet.
+fn not_renamed(from: &TableName, to: &TableName, taken: bool) -> Error {
+    let mut statements = String::new();
+    if from.schema != to.schema {
+        statements += &format!("ALTER TABLE {} SET SCHEMA {}; ", quote_table(from), quote_ident(&to.schema));
+    }
+    if from.name != to.name {
+        let moved = quote_table(&TableName::new(&to.schema, &from.name));
+        statements += &format!("ALTER TABLE {moved} RENAME TO {}; ", quote_ident(&to.name));
+    }
+    let first = if taken {
+        format!(
+            "first give the replica's {} the name that it has on the source now, or drop it if the source did, then ",
+            quote_table(to)
+        )
+    } else {
+        String::new()
+    };
+    let message =
+        format!("table {from} is {to} on the source now; run there what was run on the source: {first}{}", statements.trim_end());
+    Error::halt(HaltCode::SchemaMismatch, message)
+}
