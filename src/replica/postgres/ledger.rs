@@ -61,7 +61,7 @@ pub struct Member {
     pub leaves: bool,
     /// The source's number of it, once known.
     pub source_oid: Option<u32>,
-    /// The replica's numbers of it ([`IDENTITY`] and `pg_class.oid`), once known.
+    /// The replica's numbers of it (`IDENTITY` and `pg_class.oid`), once known.
     pub replica_table: Option<String>,
     /// The version that gave it its name, where a rename was followed.
     pub named_by: Option<SchemaId>,
