@@ -130,13 +130,13 @@ halt_codes! {
         "Run `millstream check`: it prints the statement. The daemon goes on by itself after that.";
     SourceDenied = "source_denied", true,
         "The source refused the connection, the password or a right.",
-        "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that; a password that was wrong in its file or in the environment is read at the daemon's next start (systemctl restart millstream).";
+        "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that; a password file is read again for every connection; a variable and a systemd credential are taken at the daemon's next start (systemctl restart millstream).";
     NotInitialized = "not_initialized", true,
         "The stream, its slot or the replica's ledger has not been made yet.",
         "Run `millstream init`. The daemon goes on by itself after that.";
     ReplicaDenied = "replica_denied", true,
         "The replica refused the connection, the password or a right.",
-        "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that; a password that was wrong in its file or in the environment is read at the daemon's next start (systemctl restart millstream).";
+        "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that; a password file is read again for every connection; a variable and a systemd credential are taken at the daemon's next start (systemctl restart millstream).";
     ReplicaConflict = "replica_conflict", true,
         "A row to update or delete is not on the replica, or one to insert is already there: somebody else wrote to the replica.",
         "Put the row named in the message back as the source had it before this transaction, or remove the one that stands in the way. The daemon tries again by itself.";

@@ -96,7 +96,7 @@ fn in_url(url: &Option<SecretString>) -> bool {
 }
 
 /// A secret's file: its content without the line end.
-fn read(path: &Path) -> Result<SecretString> {
+pub(super) fn read(path: &Path) -> Result<SecretString> {
     use crate::error::ErrorKind::Config;
     let bytes = std::fs::read(path).map_err(|error| Error::new(Config, unopened(path, &error)))?;
     let text = String::from_utf8(bytes).map_err(|_| Error::new(Config, format!("{} is not UTF-8", path.display())))?;

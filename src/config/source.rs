@@ -6,6 +6,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use super::layers::variable_name;
 use super::queue::{QueueConfig, QueueKind};
 use super::secret::Places;
 use super::size::{ByteSize, Period};
@@ -197,6 +198,8 @@ impl Build<'_> {
         let text = raw.ok_or_else(|| self.error(&url_key, "missing; write url = \"postgres://millstream@db1/shop\""))?;
         let mut connect = url::parse(&text).map_err(|why| self.error(&url_key, why))?;
         let credential = format!("{}.{}.password", table[0], table[1]);
+        let by_variable = self.environment.has(&variable_name(&[table[0], table[1], "password"]));
+        connect.password_file = password_file.clone().filter(|_| !by_variable);
         connect.password = self.secret(Places {
             table,
             key: "password",

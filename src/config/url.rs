@@ -8,6 +8,8 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::secret;
+
 /// How to reach a PostgreSQL server, from a libpq URL and the secrets beside it.
 #[derive(Clone, Debug)]
 pub struct PgConnect {
@@ -21,6 +23,8 @@ pub struct PgConnect {
     pub database: String,
     /// Password, if one is needed.
     pub password: Option<SecretString>,
+    /// The file that it was read from, read again for every connection: passwords are changed while the daemon runs.
+    pub password_file: Option<PathBuf>,
     /// TLS, as libpq's `sslmode`. `verify-full` by default off loopback, `prefer` on it, ignored on a Unix socket.
     pub tls: TlsMode,
     /// `sslrootcert`: certificates to trust instead of the system's.
@@ -29,6 +33,14 @@ pub struct PgConnect {
     pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// `connect_timeout`.
     pub connect_timeout: Duration,
+}
+
+impl PgConnect {
+    /// The password as it is now: from its file, or as it was read at the start where that can no longer be read.
+    #[must_use]
+    pub fn password_now(&self) -> Option<SecretString> {
+        self.password_file.as_deref().and_then(|path| secret::read(path).ok()).or_else(|| self.password.clone())
+    }
 }
 
 /// Where a PostgreSQL server listens.
@@ -221,6 +233,7 @@ impl Parts {
             user,
             database,
             password: self.password,
+            password_file: None,
             root_certificate: self.root,
             client_certificate,
             connect_timeout: self.timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),

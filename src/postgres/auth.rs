@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
 use postgres_protocol::message::frontend;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::connection::Connection;
 use super::frame::{Frame, Payload, malformed};
@@ -54,7 +54,7 @@ async fn authenticate(connection: &mut Connection, to: &PgConnect) -> Result<()>
             3 => cleartext(connection, to).await?,
             5 => {
                 let salt = Payload::new(&rest).array::<4>()?;
-                let hash = md5_hash(to.user.as_bytes(), password(connection, to)?.as_bytes(), salt);
+                let hash = md5_hash(to.user.as_bytes(), password(connection, to)?.expose_secret().as_bytes(), salt);
                 put(connection, |out| frontend::password_message(hash.as_bytes(), out))?;
                 connection.send().await?;
             }
@@ -90,7 +90,7 @@ async fn cleartext(connection: &mut Connection, to: &PgConnect) -> Result<()> {
         return Err(denied(connection, message));
     }
     let password = password(connection, to)?;
-    put(connection, |out| frontend::password_message(password.as_bytes(), out))?;
+    put(connection, |out| frontend::password_message(password.expose_secret().as_bytes(), out))?;
     connection.send().await
 }
 
@@ -114,7 +114,7 @@ async fn scram(connection: &mut Connection, to: &PgConnect, mechanisms: &[u8]) -
             ));
         }
     };
-    let mut exchange = ScramSha256::new(password.as_bytes(), binding);
+    let mut exchange = ScramSha256::new(password.expose_secret().as_bytes(), binding);
     put(connection, |out| frontend::sasl_initial_response(mechanism, exchange.message(), out))?;
     connection.send().await?;
     let first = sasl(connection, 11).await?;
@@ -146,9 +146,9 @@ async fn request(connection: &mut Connection) -> Result<(i32, bytes::Bytes)> {
     Ok((method, payload.slice(4..)))
 }
 
-fn password<'a>(connection: &Connection, to: &'a PgConnect) -> Result<&'a str> {
+fn password(connection: &Connection, to: &PgConnect) -> Result<SecretString> {
     let missing = || refusal::no_password(to, connection.side());
-    to.password.as_ref().map(ExposeSecret::expose_secret).ok_or_else(missing)
+    to.password_now().ok_or_else(missing)
 }
 
 fn denied(connection: &Connection, message: &str) -> Error {

@@ -50,7 +50,8 @@ impl PgConnect {
     #[must_use]
     pub fn sqlx_options_without_settings(&self) -> PgConnectOptions {
         // An empty password instead of none keeps sqlx from taking PGPASSWORD.
-        let password = self.password.as_ref().map_or("", ExposeSecret::expose_secret);
+        let password = self.password_now();
+        let password = password.as_ref().map_or("", ExposeSecret::expose_secret);
         let mut options = PgConnectOptions::new_without_pgpass()
             .port(self.port)
             .username(&self.user)

@@ -2,6 +2,7 @@
 //! and goes on by itself once it is mended (I5).
 
 use super::Lane;
+use crate::support::postgres::{PgServer, shared};
 
 /// Without event triggers on the source.
 const HALT: &str = "schema_changes = \"halt\"";
@@ -271,4 +272,31 @@ async fn a_table_that_is_dropped_and_made_anew_halts_until_it_is_copied() {
     lane.site.must(&["init"]).await;
     lane.equal().await;
     assert_eq!(lane.replica.value("SELECT string_agg(v, ' ' ORDER BY id) FROM t").await, "unseen new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_changed_in_its_file_needs_no_restart() {
+    let server = PgServer::start().await;
+    let lane = Lane::on(shared().await, &server, T).await;
+    lane.replica.execute("ALTER ROLE postgres PASSWORD 'first'").await;
+    server.set_hba("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256");
+    let file = lane.site.folder().join("reports.pw");
+    let password = |text: &str| {
+        std::fs::write(&file, text).expect("a password file");
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its mode");
+    };
+    password("first\n");
+    let text = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    let line = format!("[replica.reports]\npassword_file = \"{}\"", file.display());
+    lane.site.configure(&text.replacen("[replica.reports]", &line, 1));
+    let daemon = lane.start().await;
+    lane.replica
+        .execute("ALTER ROLE postgres PASSWORD 'second'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'millstream apply%'")
+        .await;
+    lane.source.execute("INSERT INTO t VALUES (30, 'late', 0)").await;
+    lane.halted(&["replica_denied"]).await;
+    password("second\n");
+    lane.equal().await;
+    lane.site.ready(super::CATCH_UP).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
 }

@@ -425,6 +425,7 @@ impl PgDatabase<'_> {
             user: "postgres".into(),
             database: self.name.clone(),
             password: None,
+            password_file: None,
             tls: TlsMode::Disable,
             root_certificate: None,
             client_certificate: None,
