@@ -151,10 +151,10 @@ halt_codes! {
         "Take away what stands in the way, or make the change that the message names by hand on the replica: what is there already is not made twice. Only a table's owner may change it. The daemon tries again by itself.";
     TableRewritten = "table_rewritten", false,
         "The source wrote a table's rows anew (a type changed that is stored otherwise, a default that is not constant). What they became is not in the log.",
-        "Copy again: `millstream teardown`, `millstream init`, `millstream run`; `init` says what to change where the replica's table does not fit.";
+        "Copy again: stop the daemon, `millstream teardown`, `millstream init`, start it; `init` says what to change where the replica's table does not fit.";
     SchemaChangeUnknown = "schema_change_unknown", false,
         "The source's event trigger saw that the schema changes, and failed to say how; the message has its error. Going on might miss the change.",
-        "Mend the cause, then copy again: `millstream teardown`, `millstream init`, `millstream run`; `init` says what to change where the replica's table does not fit.";
+        "Mend the cause, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it; `init` says what to change where the replica's table does not fit.";
     LedgerDamaged = "ledger_damaged", false,
         "The ledger in the replica is missing, was changed by hand, or belongs to another stream.",
         "Restore the replica's millstream schema from the same moment as its tables, or copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";

@@ -27,6 +27,7 @@ use super::assemble::Assembler;
 use super::begin::{announce, holder, publication_name};
 use super::heartbeat::{self, Pulse};
 use super::postgres::catalog::{Catalog, XidClock};
+use super::postgres::publication;
 use super::postgres::slot::{self, Server, SlotRow};
 use super::postgres::stream::{ReplicationStream, StreamOptions};
 use super::recover;
@@ -132,6 +133,7 @@ impl Site {
             Err(error) => return Err(self.why_unusable(error, known, server, lineage).await),
         };
         self.check_free(&row, &known.slot, catalog).await?;
+        publication::check(catalog.client(), &publication_name(self.stream())).await?;
         let options = StreamOptions { silence: SILENCE, ..StreamOptions::new(vec![publication_name(self.stream())]) };
         match ReplicationStream::start(replication, &known.slot, Lsn(0), &options).await {
             Ok(stream) => Ok((stream, server, lineage)),
@@ -197,8 +199,9 @@ impl Site {
             written: written.clone(),
         };
         let upkeep = Owned(tokio::spawn(upkeep.run(written.subscribe(), slowest)));
-        let beats =
-            heartbeat::run(self.source.connect.clone(), self.application_name.clone(), self.source.heartbeat_interval, pulse);
+        let publication = publication_name(self.stream());
+        let (to, name) = (self.source.connect.clone(), self.application_name.clone());
+        let beats = heartbeat::run(to, name, publication, self.source.heartbeat_interval, pulse);
         Ok(Streaming { worker: Worker::new(parts), upkeep, _heartbeat: Owned(tokio::spawn(beats)) })
     }
 }

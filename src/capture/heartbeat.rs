@@ -1,6 +1,8 @@
 //! Heartbeats: a transactional logical message on the source each interval, so that silence can be told from idleness and the
 //! delay of the whole log is measured (DESIGN decision 8).
 //!
+//! With each of them goes a look at the publication, which somebody may alter: changes that it leaves out are not seen on the stream.
+//!
 //! A failure never stops capture: what it means for the stream is seen on the stream. A source that cannot be written
 //! to (a standby, or read-only) has no heartbeats; that is said once.
 
@@ -32,19 +34,30 @@ pub enum Pulse {
     ReadOnly,
     /// The source lets nobody in because it is shutting down, or starting.
     ShuttingDown,
+    /// The publication leaves changes out.
+    LeavesOut(String),
     /// The last one failed.
     Failing(String),
 }
 
 /// Sends heartbeats until it is dropped.
-pub async fn run(to: PgConnect, application_name: String, interval: Duration, pulse: watch::Sender<Pulse>) -> Result<()> {
+pub async fn run(
+    to: PgConnect,
+    application_name: String,
+    publication: String,
+    interval: Duration,
+    pulse: watch::Sender<Pulse>,
+) -> Result<()> {
     let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(10)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut client = None;
     loop {
         ticks.tick().await;
-        let next = match beat(&mut client, &to, &application_name, interval).await {
+        let next = match beat(&mut client, &to, &application_name, &publication, interval).await {
             Ok(()) => Pulse::Beating,
+            Err(error) if matches!(error.kind(), ErrorKind::Halt(_)) && ServerError::find(&error).is_none() => {
+                Pulse::LeavesOut(error.to_string())
+            }
             Err(error) => {
                 client = None;
                 why(&error)
@@ -63,6 +76,7 @@ fn tell(before: &Pulse, now: &Pulse) {
         (Pulse::Failing(_), Pulse::Failing(_)) => {}
         (before, now) if before == now => {}
         (_, Pulse::Failing(error)) => tracing::warn!(%error, "heartbeat failed"),
+        (_, Pulse::LeavesOut(error)) => tracing::error!(%error, "the publication leaves changes out"),
         (_, Pulse::ShuttingDown) => tracing::warn!("the source is shutting down"),
         (_, Pulse::ReadOnly) => {
             tracing::warn!("the source takes no writes, so no heartbeats: lag is known only while it changes")
@@ -72,14 +86,14 @@ fn tell(before: &Pulse, now: &Pulse) {
     }
 }
 
-async fn beat(client: &mut Option<PgClient>, to: &PgConnect, name: &str, interval: Duration) -> Result<()> {
+async fn beat(client: &mut Option<PgClient>, to: &PgConnect, name: &str, publication: &str, interval: Duration) -> Result<()> {
     let wait = ANSWER_WAIT.max(interval);
-    timeout(wait, send(client, to, name))
+    timeout(wait, send(client, to, name, publication))
         .await
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Connection, format!("the source did not answer within {wait:?}"))))
 }
 
-async fn send(client: &mut Option<PgClient>, to: &PgConnect, name: &str) -> Result<()> {
+async fn send(client: &mut Option<PgClient>, to: &PgConnect, name: &str, publication: &str) -> Result<()> {
     let client = match client {
         Some(client) => client,
         empty => {
@@ -88,7 +102,8 @@ async fn send(client: &mut Option<PgClient>, to: &PgConnect, name: &str) -> Resu
             empty.insert(PgClient::connect_with(to, Mode::Sql, Side::Source, &settings).await?)
         }
     };
-    client.simple_query(&statement()).await.map(drop)
+    client.simple_query(&statement()).await?;
+    super::postgres::publication::check(client, publication).await
 }
 
 /// Writes one heartbeat.

@@ -36,6 +36,7 @@ use super::upkeep::{Slowest, Written};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ChangeEncoder, Lsn, Position, Progress};
 use crate::failpoint;
+use crate::halt::HaltCode;
 use crate::queue::DurablePosition;
 
 mod intake;
@@ -268,6 +269,7 @@ impl Worker {
         self.progress();
         self.report();
         self.check_shutdown()?;
+        self.check_publication()?;
         self.check_silence().await
     }
 
@@ -280,6 +282,13 @@ impl Worker {
                 Progress { position: Position::Lsn(self.wal_end), source_time_us: self.server_time_us, heartbeat: false };
             self.parts.log.give_progress(progress);
             self.last_progress = Instant::now();
+        }
+    }
+
+    fn check_publication(&self) -> Result<()> {
+        match &*self.parts.pulse.borrow() {
+            Pulse::LeavesOut(why) => Err(Error::halt(HaltCode::SourceMisconfigured, why.clone())),
+            _ => Ok(()),
         }
     }
 
@@ -341,7 +350,7 @@ impl Worker {
             Pulse::Starting | Pulse::Beating => None,
             Pulse::ReadOnly => Some("the source takes no writes".to_owned()),
             Pulse::ShuttingDown => Some("the source is shutting down".to_owned()),
-            Pulse::Failing(error) => Some(error.clone()),
+            Pulse::Failing(error) | Pulse::LeavesOut(error) => Some(error.clone()),
         };
         let slowest = self.parts.slowest.borrow().as_ref().map(|slowest| slowest.name.clone());
         let (log, queued_bytes) = (&self.parts.log, self.queued_bytes());

@@ -192,6 +192,7 @@ async fn relay(
     format: CopyFormat,
     meter: Option<&Meter>,
 ) -> Result<(u64, u64)> {
+    state::is_its_own(replica, &shape.schema.table).await?;
     let sql = format!("COPY {} ({}) FROM STDIN{}", quote_table(&shape.schema.table), shape.column_list(), format.option());
     let mut out = reader.rows(shape, range, format).await?;
     let mut into = replica.copy_in_raw(&sql).await.map_err(fail)?;

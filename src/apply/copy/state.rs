@@ -12,7 +12,8 @@ use crate::event::{ApplyEpoch, Lsn, TableName, TableSchema};
 use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, quote_table};
 use crate::preflight::init;
-use crate::replica::postgres::ledger::{CopyState, hold_epoch};
+use crate::replica::postgres::ledger::{CopyState, hold_epoch, identity_of};
+use crate::replica::postgres::members::of_another;
 
 /// A table that is not live.
 #[derive(Clone, Debug)]
@@ -123,6 +124,16 @@ pub(super) async fn finishing(replica: &mut PgConnection, name: &str) -> Result<
         .map_err(fail)
 }
 
+/// Rows are copied by name, which somebody may have given to another table of the ledger.
+pub(super) async fn is_its_own(replica: &mut PgConnection, table: &TableName) -> Result<()> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM millstream.copied_table WHERE replica_table = {} AND (table_schema, table_name) <> ($1, $2))",
+        identity_of("$1", "$2")
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(&table.schema).bind(&table.name);
+    if query.fetch_one(replica).await.map_err(fail)? { Err(of_another(table)) } else { Ok(()) }
+}
+
 /// Stores a table's plan: from then on its copy has begun.
 pub(super) async fn store_plan(
     replica: &mut PgConnection,
@@ -134,6 +145,7 @@ pub(super) async fn store_plan(
     let table = &plan.shape.schema.table;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
+    is_its_own(&mut transaction, table).await?;
     let holds = format!("SELECT EXISTS (SELECT 1 FROM ONLY {})", quote_table(table));
     if sqlx::query_scalar::<_, bool>(AssertSqlSafe(holds)).fetch_one(&mut *transaction).await.map_err(fail)? {
         let message =
@@ -193,6 +205,7 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
     .await
     .map_err(fail)?;
     if back.rows_affected() == 1 {
+        is_its_own(&mut transaction, table).await?;
         sqlx::query("DELETE FROM millstream.copy_chunk WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
             .bind(name)
             .bind(&table.schema)

@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod decode;
+pub mod publication;
 pub mod relations;
 pub mod schema_change;
 pub mod slot;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::connect::{connect, hba_line};
 use super::finding::{Findings, Place, Remedy, Side};
@@ -10,6 +10,7 @@ use super::schema_changes;
 use super::server::{self, ServerFacts};
 use super::source_tables;
 use super::standbys;
+use crate::capture::postgres::publication::left_out;
 use crate::capture::publication_name;
 use crate::config::{ByteSize, SourceConfig};
 use crate::error::{Error, Result};
@@ -56,6 +57,7 @@ async fn look(
     encoding(findings, &facts);
     wal_level(findings, connection).await.map_err(sql_error)?;
     room(findings, source, connection).await.map_err(sql_error)?;
+    publication(findings, source, connection).await.map_err(sql_error)?;
     replication_right(findings, source, connection, &facts).await.map_err(sql_error)?;
     retention(findings, source, connection).await.map_err(sql_error)?;
     create_right(findings, connection, &facts).await.map_err(sql_error)?;
@@ -129,6 +131,33 @@ async fn wal_level(findings: &mut Findings, connection: &mut PgConnection) -> sq
         None => Remedy::sql(Side::Source, "ALTER SYSTEM SET wal_level = 'logical'").and_restart(),
     };
     findings.error("wal_level", format!("wal_level is {level}"), "without logical WAL there is nothing to capture", Some(remedy));
+    Ok(())
+}
+
+/// What a publication that has begun leaves out is in no log.
+async fn publication(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> sqlx::Result<()> {
+    let name = publication_name(&source.name);
+    let begun = "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE $1)";
+    if !sqlx::query_scalar::<_, bool>(begun).bind(slots_of(source)).fetch_one(&mut *connection).await? {
+        return Ok(());
+    }
+    let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(left_out(&name))).fetch_all(connection).await?;
+    for (what, mends) in &rows {
+        let remedy = if mends.is_empty() {
+            Remedy::at(Place::Shell, "millstream teardown && millstream init")
+        } else {
+            Remedy::sql(Side::Source, mends)
+        };
+        findings.error(
+            "publication",
+            format!("publication {name} was altered: {what}"),
+            "what it leaves out is in no log, replicas miss it; copy those tables again after it is mended",
+            Some(remedy),
+        );
+    }
+    if rows.is_empty() {
+        findings.ok("publication", format!("{name} leaves nothing out"));
+    }
     Ok(())
 }
 

@@ -130,41 +130,27 @@ async fn count(connection: &mut PgConnection, side: Side, table: &TableName) -> 
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(connection).await.map_err(|e| classify(e, side))
 }
 
-/// Keeps which tables of the source the replica's are, so that a name which moves before a table's first change is noticed. A physical copy has
-/// the source's own numbers.
-pub(super) async fn keep_numbers(
+/// Which tables of the source the replica's are, in their order, so that a name which moves before a table's first change is noticed. A physical copy has the
+/// source's own numbers.
+pub(super) async fn source_oids(
     source: &SourceConfig,
-    replica: &ReplicaConfig,
+    replica: &mut PgConnection,
     tables: &[TableName],
     adopt: Adopt,
-) -> Result<()> {
-    let mut to = connect(&replica.connect, Side::Replica, "millstream init").await?;
+) -> Result<Vec<Option<i64>>> {
     let mut from = match adopt.at {
         Some(_) => None,
         None => Some(connect(&source.connect, Side::Source, "millstream init").await?),
     };
     let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
-    let numbers = sqlx::query_scalar::<_, Option<i64>>(
+    let oids = sqlx::query_scalar(
         "SELECT c.oid::bigint FROM unnest($1::text[], $2::text[]) WITH ORDINALITY u(s, t, n) \
          LEFT JOIN pg_catalog.pg_namespace s ON s.nspname = u.s LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = s.oid AND c.relname = u.t \
          ORDER BY u.n",
-    )
-    .bind(&schemas)
-    .bind(&names);
+    );
     let side = if from.is_some() { Side::Source } else { Side::Replica };
-    let numbers = numbers.fetch_all(from.as_mut().unwrap_or(&mut to)).await.map_err(|e| classify(e, side))?;
-    sqlx::query(
-        "UPDATE millstream.copied_table c SET source_oid = u.oid FROM unnest($2::text[], $3::text[], $4::bigint[]) u(s, t, oid) \
-         WHERE c.replica = $1 AND c.state = 'live' AND c.table_schema = u.s AND c.table_name = u.t AND c.source_oid IS NULL",
-    )
-    .bind(&replica.name)
-    .bind(schemas)
-    .bind(names)
-    .bind(numbers)
-    .execute(&mut to)
-    .await
-    .map(drop)
-    .map_err(|e| classify(e, Side::Replica))
+    let oids = oids.bind(schemas).bind(names).fetch_all(from.as_mut().unwrap_or(replica));
+    oids.await.map_err(|e| classify(e, side))
 }
 
 /// Why a replica is no physical copy that left the source's history at a position; `None` when it is.

@@ -416,7 +416,11 @@ async fn begin_replica(
     };
     failpoint::hit("init.registered")?;
     ledger::migrate(&mut target.connection).await?;
-    let new = NewReplica { source: &source.name, stream, history: &history, cursor: &cursor };
+    let source_oids = match adopt {
+        Some(adopt) => adopt::source_oids(source, &mut target.connection, &target.plan.tables, adopt).await?,
+        None => Vec::new(),
+    };
+    let new = NewReplica { source: &source.name, stream, history: &history, cursor: &cursor, source_oids: &source_oids };
     let state = if adopt.is_some() { CopyState::Live } else { CopyState::Pending };
     if let Err(error) = replica::carry_out(&mut target.connection, name, &target.plan, Some(&new), state).await {
         if error.kind() == ErrorKind::Held
@@ -426,9 +430,6 @@ async fn begin_replica(
             stream::put_cursor(queue, &source.name, name, &theirs).await?;
         }
         return Err(error);
-    }
-    if let Some(adopt) = adopt {
-        adopt::keep_numbers(source, target.config, &target.plan.tables, adopt).await?;
     }
     let how = if adopt.is_some() { "adopted" } else { "ledger" };
     report(Line::Done(format!("replica {name}: {how}, {}", gist(&target.plan.tables, &[]))));

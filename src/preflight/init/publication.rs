@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::catalog::get;
+use crate::capture::postgres::publication::{OPTIONS, left_out};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
@@ -24,7 +25,7 @@ pub struct PublicationPlan {
 /// Compares the publication with the tables wanted.
 ///
 /// # Errors
-/// The server's; [`ErrorKind::Config`] when somebody made it FOR ALL TABLES.
+/// The server's; [`ErrorKind::Config`] when somebody made it FOR ALL TABLES, or gave it a filter.
 pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableName]) -> Result<PublicationPlan> {
     let name = quote_ident(publication);
     let Some(current) = read(source, publication).await? else {
@@ -36,6 +37,16 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
     if current.all_tables {
         let message =
             format!("publication {name} is FOR ALL TABLES; Millstream lists its tables one by one: DROP PUBLICATION {name};");
+        return Err(Error::new(ErrorKind::Config, message));
+    }
+    let altered: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(left_out(publication)))
+        .fetch_all(&mut *source)
+        .await
+        .map_err(|e| classify(e, Side::Source))?;
+    if let (true, Some((what, mends))) = (current.options_fit, altered.first()) {
+        let message = format!(
+            "publication {name} was altered: {what}; run {mends}; and copy those tables again: what it left out is in no log"
+        );
         return Err(Error::new(ErrorKind::Config, message));
     }
     let wanted: BTreeSet<_> = wanted.iter().cloned().collect();
@@ -54,9 +65,6 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
     }
     Ok(PublicationPlan { statements, added, removed })
 }
-
-/// `publish_via_partition_root`: with it on, a TRUNCATE of one partition is not sent.
-const OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false";
 
 /// ONLY: a parent by plain inheritance would bring its children in with it.
 fn only(table: &TableName) -> String {

@@ -316,6 +316,8 @@ pub struct NewReplica<'a> {
     pub history: &'a History,
     /// Place in the log from which it will be brought up to date.
     pub cursor: &'a Cursor,
+    /// The source's number of each of the plan's tables, of an adopted replica.
+    pub source_oids: &'a [Option<i64>],
 }
 
 /// Makes what a plan says, and the ledger's rows for it, in one transaction.
@@ -339,23 +341,31 @@ pub async fn carry_out(
         return Err(Error::new(ErrorKind::Held, message));
     }
     execute(&mut transaction, Side::Replica, &plan.statements).await?;
-    write_tables(&mut transaction, name, plan, state).await.map_err(|e| classify(e, Side::Replica))?;
+    let source_oids = new.map_or(&[][..], |row| row.source_oids);
+    write_tables(&mut transaction, name, plan, state, source_oids).await.map_err(|e| classify(e, Side::Replica))?;
     transaction.commit().await.map_err(|e| classify(e, Side::Replica))
 }
 
-async fn write_tables(replica: &mut PgConnection, name: &str, plan: &ReplicaPlan, state: CopyState) -> Result<(), sqlx::Error> {
+async fn write_tables(
+    replica: &mut PgConnection,
+    name: &str,
+    plan: &ReplicaPlan,
+    state: CopyState,
+    source_oids: &[Option<i64>],
+) -> Result<(), sqlx::Error> {
     let (schemas, tables): (Vec<&str>, Vec<&str>) = plan.tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();
     sqlx::query(AssertSqlSafe(format!(
-        "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at, replica_table) \
+        "INSERT INTO millstream.copied_table (replica, table_schema, table_name, state, copy_group, live_at, replica_table, source_oid) \
          SELECT $1, s, t, $4, coalesce((SELECT max(copy_group) + 1 FROM millstream.copied_table WHERE replica = $1), 0), \
-                CASE WHEN $4 = 'live' THEN clock_timestamp() END, {} \
-         FROM unnest($2::text[], $3::text[]) u(s, t) ON CONFLICT DO NOTHING",
+                CASE WHEN $4 = 'live' THEN clock_timestamp() END, {}, oid \
+         FROM unnest($2::text[], $3::text[], $5::bigint[]) u(s, t, oid) WHERE s IS NOT NULL ON CONFLICT DO NOTHING",
         ledger::identity_of("s", "t")
     )))
     .bind(name)
     .bind(schemas)
     .bind(tables)
     .bind(state.as_str())
+    .bind(source_oids)
     .execute(&mut *replica)
     .await?;
     let (schemas, tables): (Vec<&str>, Vec<&str>) = plan.gone.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip();

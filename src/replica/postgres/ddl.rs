@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::errors::{SHORT_WAIT, within};
 use super::ledger::{CopyState, identity_of};
-use super::members::another;
+use super::members::{Now, another, of_another};
 use super::replica::PostgresReplica;
 use super::write::PATIENT_WAIT;
 use crate::apply::ddl::{
@@ -136,7 +136,11 @@ impl PostgresReplica {
             return Ok(());
         }
         let table = before.table();
-        self.ddl(&format!("DROP TABLE IF EXISTS {}", quote_table(&table))).await?;
+        self.is_called(&table).await?;
+        // Dropped by hand already: what has its name is none of ours.
+        if self.whereabouts(&table).await? != Now::Gone {
+            self.ddl(&format!("DROP TABLE IF EXISTS {}", quote_table(&table))).await?;
+        }
         tracing::info!(%table, "dropped, as on the source");
         let forget =
             sqlx::query("DELETE FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
@@ -158,6 +162,9 @@ impl PostgresReplica {
             return Ok(());
         }
         let mut table = before.table();
+        if self.whereabouts(&table).await? != Now::Named(after.table()) {
+            self.is_called(&table).await?;
+        }
         for action in diff(&before, &after) {
             self.act(&mut table, &action).await?;
         }
@@ -216,7 +223,11 @@ impl PostgresReplica {
     }
 
     async fn rename(&mut self, from: &TableName, to: &TableName) -> Result<()> {
-        if self.there(from).await?.is_some() || self.there(to).await?.is_none() {
+        let done = match self.whereabouts(from).await? {
+            Now::Named(there) => there == *to,
+            Now::Gone | Now::Unknown => self.there(from).await?.is_none() && self.there(to).await?.is_some(),
+        };
+        if !done {
             self.move_table(from, to).await?;
         }
         tracing::info!(table = %from, %to, "renamed, as on the source");
@@ -272,6 +283,12 @@ impl PostgresReplica {
                     self.default(&statement).await?;
                 }
             }
+        }
+        let taken =
+            format!("SELECT EXISTS (SELECT FROM millstream.copied_table WHERE replica_table = {})", identity_of("$1", "$2"));
+        let taken = sqlx::query_scalar(AssertSqlSafe(taken)).bind(&table.schema).bind(&table.name);
+        if within(SHORT_WAIT, "looking for a table", taken.fetch_one(&mut self.connection)).await? {
+            return Err(of_another(&table));
         }
         tracing::info!(%table, "created, as on the source");
         let sql = format!(

@@ -226,6 +226,21 @@ pub async fn raise_epoch(connection: &mut PgConnection, name: &str) -> Result<Re
     row.as_ref().map_or_else(|| Err(uninitialized(name)), parse)
 }
 
+/// Takes tables for what has their names, where the ledger does not know which they are on this server: it is older, or was restored from a dump.
+///
+/// # Errors
+/// The server's.
+pub async fn recognise(connection: &mut PgConnection, name: &str, epoch: ApplyEpoch) -> Result<()> {
+    let sql = format!(
+        "UPDATE millstream.copied_table SET replica_table = {} WHERE replica = $1 \
+         AND (replica_table IS NULL OR NOT pg_catalog.starts_with(replica_table, {IDENTITY})) \
+         AND EXISTS (SELECT FROM millstream.replica WHERE name = $1 AND apply_epoch = $2)",
+        identity_of("table_schema", "table_name")
+    );
+    let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(name).bind(epoch.0.cast_signed());
+    within(SHORT_WAIT, "recognising tables", query.execute(connection)).await.map(drop)
+}
+
 /// Moves the cursor, in the transaction that the connection is in. The row's lock is held to COMMIT (I8).
 ///
 /// # Errors

@@ -7,8 +7,9 @@
 //! |---|---|---|
 //! | under the same name | has it | its changes are written |
 //! | | was renamed by hand, before the log says so | they are written to it all the same |
-//! | | is gone, and another that is nobody's has the name | they are written there: somebody has rebuilt it |
-//! | under another name | has the new name | the ledger follows; whose name it was there goes by what it is called on the replica |
+//! | | was renamed, and one that is nobody's has the name | a halt: renamed too early, or rebuilt |
+//! | | is gone, and one that is nobody's has the name | they are written there: somebody has rebuilt it |
+//! | under another name | has the new name | the ledger follows; whose name it was there goes by what it is called on the replica, and is forgotten where it is gone |
 //! | | has not | a halt that says how |
 //! | not, and another under the name | | a halt: the table was made anew and has to be copied |
 //! | not, and none under the name | | the number is taken |
@@ -36,7 +37,7 @@ pub(super) type Members = HashMap<TableName, Member>;
 
 /// Where a table of the ledger is on the replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Now {
+pub(super) enum Now {
     /// Under this name.
     Named(TableName),
     /// Dropped there.
@@ -66,31 +67,22 @@ impl PostgresReplica {
             self.keep(schema, here.as_deref()).await?;
             return Ok(Some(name.clone()));
         }
-        if known_as != *name && member.named_by.is_some_and(|version| schema.id < version) {
-            // Followed already, by a batch that did not come to its end.
-            if let Now::Named(there) = self.now(&member).await? {
-                return Ok(Some(there));
-            }
-        }
         let is_others =
             self.members.iter().any(|(other, m)| *other != known_as && m.replica_table.is_some() && m.replica_table == here);
-        match self.now(&member).await? {
-            Now::Named(there) if there == *name => {
+        let followed = member.named_by.is_some_and(|version| schema.id < version);
+        match (self.now(&member).await?, known_as == *name) {
+            (Now::Named(there), false) if there == *name && !followed => {
                 self.follow(&known_as, schema).await?;
-                self.keep(schema, here.as_deref()).await?;
                 Ok(Some(there))
             }
-            // Renamed by hand already: the log will say so.
-            Now::Named(there) if there != known_as && (known_as != *name || here.is_none() || is_others) => Ok(Some(there)),
-            Now::Named(_) if known_as != *name => Err(not_renamed(&known_as, name, here.is_some())),
-            _ if known_as == *name && here.is_none() => Err(catalog::missing(name)),
-            _ if is_others => {
-                let message = format!(
-                    "the replica's {name} is another of its tables, renamed by hand, and the one that had the name is gone; put back what it was, or copy {name} again"
-                );
-                Err(Error::halt(HaltCode::SchemaMismatch, message))
+            (Now::Named(there), false) if there == known_as && !followed => Err(not_renamed(&known_as, name, here.is_some())),
+            (Now::Named(there), true) if here.is_some() && !is_others => Err(replaced(name, &there)),
+            (Now::Named(there), _) => {
+                // By a batch that did not come to its end and followed already; or by hand, and the log will say so.
+                tracing::warn!(table = %name, %there, "changes are written to a table that is called otherwise on the replica");
+                Ok(Some(there))
             }
-            Now::Gone | Now::Unknown if known_as != *name => {
+            (Now::Gone | Now::Unknown, false) => {
                 if here.is_none() || self.members.contains_key(name) || self.is_there(&known_as).await? {
                     return Err(not_renamed(&known_as, name, here.is_some()));
                 }
@@ -98,7 +90,9 @@ impl PostgresReplica {
                 self.keep(schema, here.as_deref()).await?;
                 Ok(Some(name.clone()))
             }
-            _ => {
+            (Now::Gone | Now::Unknown, true) if here.is_none() => Err(catalog::missing(name)),
+            (Now::Gone | Now::Unknown, true) if is_others => Err(of_another(name)),
+            (Now::Gone | Now::Unknown, true) => {
                 self.keep(schema, here.as_deref()).await?;
                 Ok(Some(name.clone()))
             }
@@ -116,22 +110,31 @@ impl PostgresReplica {
         if !self.members.get(table).is_some_and(settled) {
             self.read_members().await?;
         }
-        let numbered = self.members.iter().find(|(_, member)| member.source_oid == Some(schema.source_oid));
         let named = self.members.get_key_value(table);
-        let unnumbered = named.filter(|(_, member)| member.source_oid.is_none());
-        if let Some((name, member)) = numbered.or(unnumbered) {
-            match member.state {
-                CopyState::Leaving | CopyState::Apart => return Ok(None),
-                CopyState::Live if member.leaves && name != table => return Ok(None),
+        let same = |member: &Member| member.source_oid == Some(schema.source_oid);
+        let leaving = |member: &Member| member.leaves || member.state == CopyState::Leaving;
+        // A table that was renamed and came to the replica anew is there twice until the old one has left.
+        let found = named
+            .filter(|(_, member)| same(member))
+            .or_else(|| self.members.iter().find(|(_, member)| same(member) && !leaving(member)))
+            .or_else(|| named.filter(|(_, member)| member.source_oid.is_none()))
+            .or_else(|| self.members.iter().find(|(_, member)| same(member)));
+        if let Some((name, member)) = found {
+            return match member.state {
+                CopyState::Leaving | CopyState::Apart => Ok(None),
+                CopyState::Live if member.leaves && name != table => Ok(None),
                 CopyState::Pending => {
                     let message = format!("table {table} has come to the replica and is to be copied first");
-                    return Err(Error::new(ErrorKind::Busy, message));
+                    Err(Error::new(ErrorKind::Busy, message))
                 }
-                CopyState::Live => return Ok(Some(name.clone())),
-                CopyState::Copying | CopyState::CatchingUp if name == table => return Ok(Some(name.clone())),
-                // Renamed while it is copied, which knows it by its name.
-                CopyState::Copying | CopyState::CatchingUp => {}
-            }
+                CopyState::Copying | CopyState::CatchingUp if name != table => {
+                    let message = format!(
+                        "table {name} was renamed to {table} on the source while it was copied; run `millstream init`, which copies it under its new name"
+                    );
+                    Err(Error::halt(HaltCode::SchemaMismatch, message))
+                }
+                CopyState::Copying | CopyState::CatchingUp | CopyState::Live => Ok(Some(name.clone())),
+            };
         }
         match named {
             // It goes, and what comes under its name does not come here.
@@ -175,9 +178,10 @@ impl PostgresReplica {
         let mut moves = vec![(from.clone(), Some(to.clone()))];
         let mut name = to.clone();
         while name != *from
-            && let Some(member) = self.members.get(&name).filter(|member| member.state == CopyState::Live).cloned()
+            && let Some(member) = self.members.get(&name).cloned()
         {
             let next = match self.now(&member).await? {
+                _ if member.state != CopyState::Live => return Err(not_renamed(from, to, true)),
                 Now::Named(next) if next != name && moves.len() < self.members.len() => Some(next),
                 Now::Gone => None,
                 Now::Named(_) | Now::Unknown => return Err(not_renamed(from, to, true)),
@@ -188,8 +192,12 @@ impl PostgresReplica {
         }
         // One request, and so one transaction; by way of names that nothing has, because two may change places.
         let row = quote_literal(&self.name);
+        let held = format!(
+            "EXISTS (SELECT FROM millstream.replica r WHERE r.name = {row} AND r.apply_epoch = {})",
+            self.epoch.0.cast_signed()
+        );
         let pair = |table: &TableName| format!("{}, {}", quote_literal(&table.schema), quote_literal(&table.name));
-        let of = |table: &TableName| format!("replica = {row} AND (table_schema, table_name) = ({})", pair(table));
+        let of = |table: &TableName| format!("replica = {row} AND (table_schema, table_name) = ({}) AND {held}", pair(table));
         let set =
             |table: &TableName| format!("UPDATE millstream.copied_table SET (table_schema, table_name) = ({})", pair(table));
         let aside = |n: usize| TableName::new("", format!("#{n}"));
@@ -229,6 +237,30 @@ impl PostgresReplica {
         })
     }
 
+    /// Where the table that the ledger has under a name is on the replica.
+    pub(super) async fn whereabouts(&mut self, table: &TableName) -> Result<Now> {
+        match self.members.get(table).cloned() {
+            Some(member) => self.now(&member).await,
+            None => Ok(Now::Unknown),
+        }
+    }
+
+    /// Before a schema change is made by name.
+    ///
+    /// # Errors
+    /// A halt where the name is not the table's on the replica.
+    pub(super) async fn is_called(&mut self, table: &TableName) -> Result<()> {
+        match self.whereabouts(table).await? {
+            Now::Named(there) if there != *table => {
+                let message = format!(
+                    "the replica's table {table} was renamed to {there} by hand; undo it there, the source's own renaming comes in its place"
+                );
+                Err(Error::halt(HaltCode::SchemaMismatch, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn is_there(&mut self, table: &TableName) -> Result<bool> {
         let query = sqlx::query_scalar("SELECT pg_catalog.to_regclass($1) IS NOT NULL").bind(quote_table(table));
         within(SHORT_WAIT, "looking for a table", query.fetch_one(&mut self.connection)).await
@@ -240,6 +272,22 @@ pub(super) fn another(table: &TableName) -> Error {
     let message = format!(
         "the source's {table} is not the table that was copied: that one was dropped, or renamed away, and this one has its name. Copy it: take \
          {table} out of the source's tables, run `millstream init` until it has left, empty or drop it on the replica, put it back, `millstream init`"
+    );
+    Error::halt(HaltCode::SchemaMismatch, message)
+}
+
+fn replaced(table: &TableName, there: &TableName) -> Error {
+    let message = format!(
+        "the replica's table {table} was renamed to {there} by hand, and another table has its name, before the source said so; undo it there, or, where \
+         {table} was rebuilt with every row of it, drop {there}"
+    );
+    Error::halt(HaltCode::SchemaMismatch, message)
+}
+
+/// The replica's table of a name is one that the ledger has under another.
+pub(crate) fn of_another(table: &TableName) -> Error {
+    let message = format!(
+        "the replica's {table} is another of its tables, renamed by hand; rename it back, the source's own renaming comes in its place"
     );
     Error::halt(HaltCode::SchemaMismatch, message)
 }

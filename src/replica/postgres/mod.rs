@@ -39,7 +39,7 @@ mod ddl;
 pub mod errors;
 pub mod ledger;
 pub mod lock;
-mod members;
+pub(crate) mod members;
 pub mod modifier;
 pub mod plan;
 mod prepare;
@@ -91,6 +91,7 @@ impl ReplicaTarget for PostgresTarget {
         }
         lock::acquire(&mut connection, name).await?;
         let row = ledger::raise_epoch(&mut connection, name).await?;
+        ledger::recognise(&mut connection, name, row.apply_epoch).await?;
         let replica_role = take_replica_role(&mut connection).await?;
         let replica = PostgresReplica::new(connection, &row, replica_role);
         Ok((Box::new(replica), row))

@@ -196,10 +196,18 @@ async fn others_in_a_replicas_consumer_group_change_nothing() {
     from.execute("INSERT INTO t SELECT n, 0 FROM generate_series(1, 500) n").await;
     compare::equal(&from, &to, CATCH_UP).await;
 
+    // The replica's own: it has committed there.
+    let group = format!("{topic}.reports");
+    until("the replica's own commit", LONG, async || {
+        let (brokers, topic) = (kafka.internal(), topic.clone());
+        let read = tokio::task::spawn_blocking(move || super::registry::committed(&brokers, &topic, "reports"));
+        read.await.expect("a read").is_some_and(|offset| offset > 0)
+    })
+    .await;
     let member = || {
         let consumer: BaseConsumer = rdkafka::ClientConfig::new()
             .set("bootstrap.servers", kafka.brokers())
-            .set("group.id", "millstream.shop.reports")
+            .set("group.id", &group)
             .set("auto.offset.reset", "earliest")
             .set("session.timeout.ms", "6000")
             .create()

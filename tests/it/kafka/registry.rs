@@ -82,13 +82,14 @@ async fn a_topic_that_is_missing_beside_the_other_is_in_doubt_and_then_lost() {
 async fn deleting_the_consumer_group_changes_nothing() {
     let kafka = kafka::shared().await;
     let settings = kafka.settings("group");
-    let group = format!("{}s.replica", settings.topic_prefix);
+    let topic = format!("{}s", settings.topic_prefix);
+    let group = format!("{topic}.replica");
     let queue = KafkaQueue::open(settings).unwrap();
     stream_of(&queue, "s", 5).await;
     queue.publish_progress("s", "replica", offset(2)).await.unwrap();
     let committed = || {
-        let (brokers, group) = (kafka.internal(), group.clone());
-        tokio::task::spawn_blocking(move || committed(&brokers, &group))
+        let (brokers, topic) = (kafka.internal(), topic.clone());
+        tokio::task::spawn_blocking(move || committed(&brokers, &topic, "replica"))
     };
     eventually("the committed offset", LONG, async || match committed().await.unwrap() {
         Some(3) => Ok(()),
@@ -110,12 +111,12 @@ async fn deleting_the_consumer_group_changes_nothing() {
 }
 
 /// What other tools would see.
-fn committed(brokers: &str, group: &str) -> Option<i64> {
+pub(super) fn committed(brokers: &str, topic: &str, consumer: &str) -> Option<i64> {
     use rdkafka::consumer::{BaseConsumer, Consumer};
+    let group = format!("{topic}.{consumer}");
     let client: BaseConsumer =
         rdkafka::ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", group).create().unwrap();
     let mut place = rdkafka::TopicPartitionList::new();
-    let topic = group.strip_suffix(".replica").unwrap();
     place.add_partition(topic, 0);
     let committed = client.committed_offsets(place, std::time::Duration::from_secs(5)).ok()?;
     committed.find_partition(topic, 0)?.offset().to_raw().filter(|offset| *offset >= 0)

@@ -2,7 +2,8 @@
 //! and goes on by itself once it is mended (I5).
 
 use super::Lane;
-use crate::support::postgres::{PgServer, shared};
+use crate::support::postgres::{PgServer, shared, shared_replica};
+use crate::support::template::major_version;
 
 /// Without event triggers on the source.
 const HALT: &str = "schema_changes = \"halt\"";
@@ -207,8 +208,9 @@ async fn a_name_that_another_table_takes_halts_until_the_replica_renames_as_well
     lane.source.execute("INSERT INTO x VALUES (4, 't')").await;
     lane.equal().await;
 
-    // Names are there on both sides before and after: only numbers tell.
+    // Names are there on both sides before and after: only numbers tell. A replica that came from a dump has others.
     assert_eq!(daemon.terminate().await.code(), Some(0));
+    lane.replica.execute("UPDATE millstream.copied_table SET replica_table = '1/2/3'").await;
     let daemon = lane.start().await;
     let change_places = "ALTER TABLE t RENAME TO y; ALTER TABLE w RENAME TO t; ALTER TABLE y RENAME TO w";
     lane.source.execute(&format!("{change_places}; INSERT INTO t VALUES (5, 'w'); INSERT INTO w VALUES (6, 'u')")).await;
@@ -224,13 +226,78 @@ async fn a_name_that_another_table_takes_halts_until_the_replica_renames_as_well
     assert_eq!(daemon.terminate().await.code(), Some(0));
     lane.replica.execute(change_places).await;
     lane.source.execute("INSERT INTO t VALUES (7, 'w'); INSERT INTO w VALUES (8, 'u')").await;
-    let _daemon = lane.start().await;
+    let daemon = lane.start().await;
     let there = |sql| until_value(&lane.replica, sql);
     there("SELECT count(*) FROM w WHERE id = 7").await;
     there("SELECT count(*) FROM t WHERE id = 8").await;
     lane.source.execute(&format!("{change_places}; INSERT INTO t VALUES (10, 'u')")).await;
     lane.equal().await;
     lane.site.ready(super::CATCH_UP).await;
+
+    // Killed behind the ledger's names and before the rows, which have the names of before as well.
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    lane.replica.execute(change_places).await;
+    let both = "INSERT INTO t VALUES (11, 'u'); INSERT INTO w VALUES (12, 'w')";
+    lane.source.execute(&format!("{both}; {change_places}; INSERT INTO t VALUES (13, 'w')")).await;
+    let killed = lane.site.start_with(&[("FAILPOINTS", "apply.before_commit=return(kill)")]);
+    let ended = killed.wait(super::CATCH_UP).await;
+    assert_eq!(ended.and_then(|status| std::os::unix::process::ExitStatusExt::signal(&status)), Some(9), "{ended:?}");
+    assert_eq!(lane.replica.value("SELECT count(*) FROM t WHERE id > 10").await, "0");
+    let _daemon = lane.start().await;
+    lane.equal().await;
+}
+
+/// What has the name is not what had it, and nobody said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_put_in_anothers_place_on_the_replica_gets_none_of_its_rows() {
+    let lane = Lane::with(T, HALT).await;
+    assert_eq!(lane.start().await.terminate().await.code(), Some(0));
+    lane.replica.execute("ALTER TABLE t RENAME TO t_old; CREATE TABLE t (LIKE t_old INCLUDING ALL)").await;
+    lane.source.execute("INSERT INTO t VALUES (30, 'x', 1)").await;
+    let _daemon = lane.site.start();
+    let status = lane.halted(&["schema_mismatch"]).await;
+    assert!(status.contains("was renamed to public.t_old by hand"), "{status}");
+    assert_eq!(lane.replica.value("SELECT count(*) FROM t").await, "0");
+    lane.replica.execute("DROP TABLE t; ALTER TABLE t_old RENAME TO t").await;
+    lane.equal().await;
+    // Rebuilt with every row of it.
+    lane.replica
+        .execute("BEGIN; ALTER TABLE t RENAME TO t_old; CREATE TABLE t (LIKE t_old INCLUDING ALL); INSERT INTO t SELECT * FROM t_old; DROP TABLE t_old; COMMIT")
+        .await;
+    lane.source.execute("INSERT INTO t VALUES (31, 'y', 1)").await;
+    lane.equal().await;
+}
+
+/// The same table is in the ledger twice until the old name has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_moves_and_is_copied_anew_loses_nothing_to_the_one_that_leaves() {
+    let lane =
+        Lane::with("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1)", HALT)
+            .await;
+    assert_eq!(lane.start().await.terminate().await.code(), Some(0));
+    let text = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    lane.site.configure(&text.replacen("\"public.*\"", "\"public.*\", \"two.*\"", 1));
+    lane.source
+        .execute("INSERT INTO t VALUES (2); CREATE SCHEMA two; ALTER TABLE t SET SCHEMA two; INSERT INTO two.t VALUES (3)")
+        .await;
+    lane.site.must(&["init"]).await;
+    lane.source.execute("INSERT INTO two.t VALUES (4); INSERT INTO u VALUES (1)").await;
+    let _daemon = lane.site.start();
+    let moved = "SELECT coalesce(string_agg(id::text, ' ' ORDER BY id), '') FROM two.t";
+    crate::support::wait::until("the copy", super::CATCH_UP, async || lane.replica.value(moved).await == "1 2 3 4").await;
+    for id in 5..15 {
+        lane.source.execute(&format!("INSERT INTO two.t VALUES ({id})")).await;
+    }
+    let all = lane.source.value(moved).await;
+    crate::support::wait::until("every row", super::CATCH_UP, async || lane.replica.value(moved).await == all).await;
+    crate::support::wait::until("the old one to leave", super::CATCH_UP, async || {
+        lane.site.run(&["init"]).await;
+        lane.replica.value("SELECT count(*) FROM millstream.copied_table WHERE table_name = 't'").await == "1"
+    })
+    .await;
+    lane.source.execute("UPDATE two.t SET id = 100 WHERE id = 1").await;
+    let all = lane.source.value(moved).await;
+    crate::support::wait::until("every row", super::CATCH_UP, async || lane.replica.value(moved).await == all).await;
 }
 
 async fn until_value(replica: &crate::support::postgres::PgDatabase<'_>, sql: &str) {
@@ -299,4 +366,80 @@ async fn a_password_that_is_changed_in_its_file_needs_no_restart() {
     lane.equal().await;
     lane.site.ready(super::CATCH_UP).await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
+}
+
+/// What a publication leaves out is not on the stream, and lag stays green.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_somebody_alters_halts_and_check_says_how_to_mend_it() {
+    let lane = Lane::new(T).await;
+    let _daemon = lane.start().await;
+    let publication = lane.source.value("SELECT pubname FROM pg_publication").await;
+    let mut changes = vec![format!("ALTER PUBLICATION {publication} SET (publish = 'insert, update')")];
+    if major_version() >= 15 {
+        let again = |what: &str| {
+            format!("ALTER PUBLICATION {publication} DROP TABLE t; ALTER PUBLICATION {publication} ADD TABLE t {what}")
+        };
+        changes.extend([again("WHERE (id > 5)"), again("(id, v)")]);
+    }
+    for (n, change) in changes.iter().enumerate() {
+        lane.source.execute(change).await;
+        let status = lane.halted(&["source_misconfigured"]).await;
+        assert!(status.contains("was altered"), "{status}");
+        let report = lane.site.run(&["check", "--json"]).await.stdout;
+        let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        let found: Vec<_> =
+            report["findings"].as_array().expect("findings").iter().filter(|f| f["check"] == "publication").collect();
+        let [finding] = found[..] else { panic!("one finding: {report:#}") };
+        lane.source.execute(finding["remedy"]["steps"][0].as_str().expect("a statement")).await;
+        assert!(lane.site.run(&["check"]).await.stdout.contains("leaves nothing out"));
+        lane.source.execute(&format!("INSERT INTO t VALUES ({}, 'behind it', 0)", 30 + n)).await;
+        lane.equal().await;
+        lane.site.ready(super::CATCH_UP).await;
+    }
+    // Since PostgreSQL 18 the stream goes on without it.
+    lane.source.execute(&format!("DROP PUBLICATION {publication}")).await;
+    lane.halted(&["source_misconfigured"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_streams_and_replicas_go_on_beside_a_halted_one() {
+    let lane = Lane::new(T).await;
+    let (second, other, third) = (
+        shared_replica().await.new_database().await,
+        shared().await.new_database().await,
+        shared_replica().await.new_database().await,
+    );
+    other.execute(T).await;
+    let text = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    lane.site.configure(&format!(
+        "{text}\n[replica.second]\nsource = \"shop\"\nurl = \"{}\"\n[source.other]\nurl = \"{}\"\ntables = [\"public.*\"]\n\
+         [replica.third]\nsource = \"other\"\nurl = \"{}\"\n",
+        second.url(),
+        other.url(),
+        third.url()
+    ));
+    lane.site.must(&["init"]).await;
+    let daemon = lane.start().await;
+    lane.replica.execute("ALTER TABLE t ADD CONSTRAINT own CHECK (n < 100)").await;
+    lane.source.execute("INSERT INTO t VALUES (30, 'x', 100)").await;
+    lane.halted(&["replica_constraint"]).await;
+    lane.source.execute("INSERT INTO t SELECT n, 'later', 0 FROM generate_series(31, 60) n").await;
+    other.execute("UPDATE t SET v = 'other'").await;
+    crate::support::compare::equal(&lane.source, &second, super::CATCH_UP).await;
+    crate::support::compare::equal(&other, &third, super::CATCH_UP).await;
+
+    // A source's stream that is lost for good stops its own replica alone.
+    let slot = other.value("SELECT slot_name FROM pg_replication_slots WHERE database = current_database()").await;
+    let drop = format!("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active");
+    crate::support::wait::until("the slot to go", super::CATCH_UP, async || {
+        other.query(&drop).await.is_ok() && other.query(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.is_ok()
+    })
+    .await;
+    lane.halted(&["slot_missing"]).await;
+    lane.source.execute("DELETE FROM t WHERE id = 31").await;
+    crate::support::compare::equal(&lane.source, &second, super::CATCH_UP).await;
+    // What the halted one has not taken was kept for it.
+    lane.replica.execute("ALTER TABLE t DROP CONSTRAINT own").await;
+    lane.equal().await;
+    assert!(daemon.exited().is_none());
 }
