@@ -1,7 +1,10 @@
 //! What a check found: what is wrong, why it matters, and the exact statement or setting that mends it.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
+use crate::event::TableName;
 use crate::preflight::init::Blueprint;
 
 /// How a finding bears on the verdict.
@@ -134,12 +137,14 @@ pub struct Findings {
     name: String,
     list: Vec<Finding>,
     blueprint: Option<Blueprint>,
+    carries: bool,
+    published: Option<BTreeSet<TableName>>,
 }
 
 impl Findings {
     /// For one source, queue or replica.
     pub fn new(side: Side, name: impl Into<String>) -> Self {
-        Self { side, name: name.into(), list: Vec::new(), blueprint: None }
+        Self { side, name: name.into(), list: Vec::new(), blueprint: None, carries: false, published: None }
     }
 
     /// Which side.
@@ -185,6 +190,28 @@ impl Findings {
     #[must_use]
     pub fn problems(&self) -> usize {
         self.list.iter().filter(|f| f.severity != Severity::Ok).count()
+    }
+
+    /// Keeps which tables a source's publication has.
+    pub fn keep_published(&mut self, tables: BTreeSet<TableName>) {
+        self.published = Some(tables);
+    }
+
+    /// Tables of a source's publication, when there is one.
+    #[must_use]
+    pub fn published(&self) -> Option<&BTreeSet<TableName>> {
+        self.published.as_ref()
+    }
+
+    /// Keeps that a source's schema changes are carried.
+    pub fn keep_carrying(&mut self) {
+        self.carries = true;
+    }
+
+    /// A source's schema changes are carried to its replicas.
+    #[must_use]
+    pub fn carries(&self) -> bool {
+        self.carries
     }
 
     /// Keeps what a replica has to hold: the replicas are compared with it later.

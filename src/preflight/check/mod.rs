@@ -39,7 +39,7 @@ pub async fn run(config: &Config) -> Report {
     let mut replicas = Vec::new();
     for source in config.sources.values() {
         let (findings, facts) = check_source(source).await;
-        let side = SourceSide { facts: facts.as_ref(), tables: &source.tables, blueprint: findings.blueprint() };
+        let side = SourceSide::of(source, facts.as_ref(), &findings);
         for replica in config.replicas.values().filter(|r| r.source == source.name) {
             replicas.extend(check_replica(replica, &side).await.into_list());
         }

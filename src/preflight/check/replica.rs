@@ -1,6 +1,7 @@
 //! What a replica must have: the rights to write, tables that take every row the source has, and nothing that fires on its own.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sqlx::PgConnection;
 
@@ -8,12 +9,15 @@ use super::connect::connect;
 use super::finding::{Findings, Place, Remedy, Side};
 use super::server::{self, ServerFacts};
 use super::{replica_fit, replica_tables, trust};
-use crate::config::ReplicaConfig;
+use crate::config::{ReplicaConfig, SourceConfig};
 use crate::error::{Error, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::preflight::init::{Blueprint, Extension};
 use crate::preflight::tables::TablePatterns;
+
+/// A replica that is so little behind has every schema change that its source's catalog shows.
+const UP_TO_DATE: Duration = Duration::from_secs(10);
 
 /// What the source's checks leave for a replica to answer.
 pub struct SourceSide<'a> {
@@ -23,6 +27,19 @@ pub struct SourceSide<'a> {
     pub tables: &'a [String],
     /// What a replica has to hold, when the source's catalog could be read.
     pub blueprint: Option<&'a Blueprint>,
+    /// Its schema changes are carried.
+    pub carries: bool,
+    /// Tables of its publication, when there is one.
+    pub published: Option<&'a BTreeSet<TableName>>,
+}
+
+impl<'a> SourceSide<'a> {
+    /// From what was found at a source.
+    #[must_use]
+    pub fn of(source: &'a SourceConfig, facts: Option<&'a ServerFacts>, found: &'a Findings) -> Self {
+        let (blueprint, carries, published) = (found.blueprint(), found.carries(), found.published());
+        Self { facts, tables: &source.tables, blueprint, carries, published }
+    }
 }
 
 /// Checks a replica.
@@ -57,15 +74,51 @@ async fn look(
         .map_err(sql_error)?;
     ledger_right(findings, connection, &facts, initialized).await.map_err(sql_error)?;
     let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
+    if let (true, Some(published)) = (initialized, source.published) {
+        captured(findings, connection, &replica.name, published).await?;
+    }
     extensions(findings, connection, source).await.map_err(sql_error)?;
     let picks = Picks::of(source)?;
     let context = replica_tables::Context { facts: &facts, replica_role, initialized };
     replica_tables::check(findings, connection, &picks, &context).await.map_err(sql_error)?;
     trust::check(findings, connection, &picks, source.blueprint, &facts, initialized).await.map_err(sql_error)?;
     match source.blueprint {
-        Some(blueprint) => replica_fit::check(findings, connection, blueprint, &facts, initialized).await,
+        Some(blueprint) => {
+            let behind = if initialized { behind(connection, &replica.name).await.map_err(sql_error)? } else { None };
+            let state = replica_fit::State { initialized, carries: source.carries, behind };
+            replica_fit::check(findings, connection, blueprint, &facts, &state).await
+        }
         None => Ok(()),
     }
+}
+
+/// A live table that the source publishes no more, because it was dropped and made anew there or taken out by hand, stays as it is for ever.
+async fn captured(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    name: &str,
+    published: &BTreeSet<TableName>,
+) -> Result<()> {
+    let sql = "SELECT table_schema, table_name FROM millstream.copied_table WHERE replica = $1 AND state = 'live' AND live_after_lsn IS NULL ORDER BY 1, 2";
+    let live: Vec<(String, String)> = sqlx::query_as(sql).bind(name).fetch_all(connection).await.map_err(sql_error)?;
+    for table in live.into_iter().map(|(schema, name)| TableName::new(schema, name)).filter(|table| !published.contains(table)) {
+        let first = format!(
+            "add \"!{table}\" to the source's tables, then `millstream init` until it has left, then empty or drop it here"
+        );
+        let remedy = Remedy::at(Place::Person, first)
+            .then("take that out again, and `millstream init` copies it, where the source still has it");
+        let what = "it is live here, and the source's publication has no such table";
+        findings.error("captured", what, "its changes are in no log: what is here grows old", Some(remedy));
+        findings.about(table.to_string());
+    }
+    Ok(())
+}
+
+/// How far a replica is behind, by the source's clock against its own, where that is more than a breath.
+async fn behind(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<Duration>> {
+    let sql = "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::int8 - source_time_us FROM millstream.replica WHERE name = $1";
+    let late = sqlx::query_scalar::<_, Option<i64>>(sql).bind(name).fetch_optional(connection).await?.flatten();
+    Ok(late.and_then(|us| u64::try_from(us).ok()).map(Duration::from_micros).filter(|late| *late > UP_TO_DATE))
 }
 
 /// The tables of a replica that its source's are applied to, as far as the source could be asked.

@@ -2,6 +2,7 @@
 //! refuses rows that the source accepts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use sqlx::{PgConnection, Row};
 
@@ -21,35 +22,70 @@ use crate::preflight::init::types;
 struct Here {
     oid: u32,
     owned: bool,
+    /// Foreign keys may refer to it.
+    may_refer: bool,
     /// Owning role, and whether it is a superuser.
     owner: (String, bool),
 }
 
-/// Compares. `initialized`: `init` has been here, so keys have been taken off already and the ledger's tables are known.
+/// How a replica stands.
+pub(super) struct State {
+    /// `init` has been here, so keys have been taken off already and the ledger's tables are known.
+    pub(super) initialized: bool,
+    /// The source's schema changes are carried.
+    pub(super) carries: bool,
+    /// It is so far behind that the source's catalog may be ahead of what has been carried.
+    pub(super) behind: Option<Duration>,
+}
+
+/// Compares.
 pub(super) async fn check(
     findings: &mut Findings,
     connection: &mut PgConnection,
     blueprint: &Blueprint,
     facts: &ServerFacts,
-    initialized: bool,
+    state: &State,
 ) -> Result<()> {
+    let initialized = state.initialized;
     let here = relations(connection).await?;
     let building = if initialized { put_off(connection, false).await? } else { BTreeSet::new() };
     schemas(findings, connection, blueprint, &here, facts, initialized, &building).await?;
+    references(findings, blueprint, &here, facts, initialized, &building);
+    if let (true, Some(behind)) = (state.carries, state.behind) {
+        for table in &blueprint.tables {
+            if let Some(there) = here.get(&table.table).filter(|there| !there.owned) {
+                changes_nothing(findings, &table.table, &there.owner, facts);
+            }
+        }
+        let what = format!("tables are not compared: the replica is {} s behind", behind.as_secs());
+        let why = "schema changes that the source's catalog shows already may still come with the log; made by hand, they stand in their way";
+        let step = "mend what holds the replica up (`millstream status`), and check again once it has caught up";
+        findings.warn("table_fit", what, why, Some(Remedy::at(Place::Person, step)));
+        return Ok(());
+    }
     let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
     labels(findings, connection, blueprint).await?;
     if initialized {
         partitions(findings, connection, blueprint, &here).await?;
     }
     let definitions = definition::read(connection, sql::Side::Replica, &oids).await?;
+    let mut missing_types = BTreeMap::new();
+    for wanted in &blueprint.types {
+        if types::labels(connection, sql::Side::Replica, &wanted.quoted).await?.is_none() {
+            missing_types.insert(wanted.quoted.as_str(), wanted.statement.as_str());
+        }
+    }
     let loading = if initialized { put_off(connection, true).await? } else { BTreeSet::new() };
     for source in &blueprint.tables {
         let Some((there, theirs)) = here.get(&source.table).and_then(|h| Some((h, definitions.get(&h.oid)?))) else { continue };
-        if !initialized && !there.owned {
-            owner(findings, theirs, &there.owner, facts);
+        if !there.owned {
+            let said = !initialized && owner(findings, theirs, &there.owner, facts);
+            if state.carries && !said {
+                changes_nothing(findings, &source.table, &there.owner, facts);
+            }
         }
         if !loading.contains(&source.table) {
-            misfit(findings, source, theirs);
+            misfit(findings, source, theirs, &missing_types);
         }
         generated(findings, source, theirs);
         refusals(findings, source, theirs);
@@ -129,7 +165,7 @@ async fn put_off(connection: &mut PgConnection, keys: bool) -> Result<BTreeSet<T
 async fn relations(connection: &mut PgConnection) -> Result<BTreeMap<TableName, Here>> {
     let rows = sqlx::query(
         "SELECT n.nspname::text, c.relname::text, c.oid::int8, pg_catalog.pg_has_role(c.relowner, 'USAGE'), pg_catalog.pg_get_userbyid(c.relowner)::text, \
-         (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.oid = c.relowner) FROM pg_catalog.pg_class c \
+         (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.oid = c.relowner), pg_catalog.has_table_privilege(c.oid, 'REFERENCES') FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')",
     )
     .fetch_all(connection)
@@ -139,7 +175,7 @@ async fn relations(connection: &mut PgConnection) -> Result<BTreeMap<TableName, 
         let oid = u32::try_from(row.get::<i64, _>(2)).unwrap_or_default();
         (
             TableName::new(row.get::<String, _>(0), row.get::<String, _>(1)),
-            Here { oid, owned: row.get(3), owner: (row.get(4), row.get(5)) },
+            Here { oid, owned: row.get(3), owner: (row.get(4), row.get(5)), may_refer: row.get(6) },
         )
     };
     Ok(rows.iter().map(named).collect())
@@ -214,11 +250,40 @@ async fn schemas(
     Ok(())
 }
 
-/// `init` takes second unique keys and foreign keys off for the copy and puts them back: only an owner may.
-fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool), facts: &ServerFacts) {
+/// Foreign keys are made by this role, and the tables that they refer to may be somebody else's.
+fn references(
+    findings: &mut Findings,
+    blueprint: &Blueprint,
+    here: &BTreeMap<TableName, Here>,
+    facts: &ServerFacts,
+    initialized: bool,
+    building: &BTreeSet<TableName>,
+) {
+    let to_make = blueprint.tables.iter().filter(|t| !initialized || !here.contains_key(&t.table) || building.contains(&t.table));
+    let targets: BTreeSet<&TableName> = to_make.flat_map(|t| t.constraints.iter().filter_map(|k| k.refers_to.as_ref())).collect();
+    for table in targets.into_iter().filter(|table| here.get(table).is_some_and(|there| !there.may_refer)) {
+        let statement = format!("GRANT REFERENCES ON {} TO {}", quote_table(table), quote(&facts.role));
+        let why = "a replicated table has a foreign key to it, which is built when the copy has caught up";
+        let what = format!("role {} may not make foreign keys to it", facts.role);
+        findings.error("table_right", what, why, Some(Remedy::sql(Side::Replica, statement)));
+        findings.about(table.to_string());
+    }
+}
+
+/// What the log carries only an owner may do.
+fn changes_nothing(findings: &mut Findings, table: &TableName, owner: &(String, bool), facts: &ServerFacts) {
+    let what = format!("role {} does not own it, and cannot change it as the source changes", facts.role);
+    let why = "the replica halts with schema_change_refused at a schema change of the table";
+    let statement = own(&quote_table(table), owner, &facts.role);
+    findings.warn("table_owner", what, why, Some(Remedy::sql(Side::Replica, statement)));
+    findings.about(table.to_string());
+}
+
+/// `init` takes second unique keys and foreign keys off for the copy and puts them back: only an owner may. True when that is said.
+fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool), facts: &ServerFacts) -> bool {
     let ([foreign, unique], _) = take_off(table);
     if foreign.is_empty() && unique.is_empty() {
-        return;
+        return false;
     }
     let statement = own(&quote_table(&table.table), owner, &facts.role);
     let why = "its second unique keys and foreign keys are taken off while it is copied and put back, which only an owner may";
@@ -229,16 +294,23 @@ fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool
         Some(Remedy::sql(Side::Replica, statement)),
     );
     findings.about(table.table.to_string());
+    true
 }
 
 /// What `init` refuses, in its own words.
-fn misfit(findings: &mut Findings, source: &TableDefinition, replica: &TableDefinition) {
+fn misfit(findings: &mut Findings, source: &TableDefinition, replica: &TableDefinition, missing_types: &BTreeMap<&str, &str>) {
     for text in misfits(source, replica) {
         let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((&text, ""));
         // Which of two is right only a person knows.
         let place = if statement.contains(OR_NEW) { Place::Person } else { Place::ReplicaSql };
-        let remedy =
-            (!statement.is_empty()).then(|| Remedy::at(place, format!("ALTER TABLE {}", statement.trim_end_matches(';'))));
+        let statement = (!statement.is_empty()).then(|| format!("ALTER TABLE {}", statement.trim_end_matches(';')));
+        // `format_type` quotes a name only where it must be.
+        let has = |name: &str| statement.as_ref().is_some_and(|s| s.contains(name) || s.contains(&name.replace('"', "")));
+        let needs = missing_types.iter().find(|(name, _)| has(name));
+        let remedy = statement.map(|statement| match needs {
+            Some((_, make)) => Remedy::at(place, (*make).to_owned()).then(statement),
+            None => Remedy::at(place, statement),
+        });
         findings.error("table_fit", what, "init refuses the table, and a row that does not fit halts the replica", remedy);
         findings.about(source.table.to_string());
     }

@@ -87,7 +87,10 @@ fn judge(findings: &mut Findings, asked: &Asked<'_>, free: u64, claims: &[&Claim
     // A tenth stays for everybody else; each gives way by the same part.
     let share =
         |bytes: u64| u64::try_from(u128::from(free / 10 * 9) * u128::from(bytes) / u128::from(wanted.max(1))).unwrap_or(free);
-    let mut steps = claims.iter().map(|claim| format!("{} = \"{}MiB\"", claim.key, megabytes(share(claim.bytes)).max(1)));
+    let mut steps = claims.iter().map(|claim| {
+        let (table, key) = claim.key.rsplit_once('.').unwrap_or(("", &claim.key));
+        format!("in [{table}]: {key} = \"{}MiB\"", megabytes(share(claim.bytes)).max(1))
+    });
     let remedy = Remedy::at(Place::Configuration, steps.next().unwrap_or_default());
     let remedy = steps.fold(remedy, Remedy::then);
     findings.warn(asked.check, format!("{} MB free, below {sum}", megabytes(free)), asked.why, Some(remedy));
@@ -123,7 +126,7 @@ mod tests {
             "1000 MB free, below 1200 MB together, on one file system: queue.max_bytes 800 MB + source.shop.spill_max_bytes 400 MB"
         );
         let steps = found.remedy.expect("a remedy").steps;
-        assert_eq!(steps, ["queue.max_bytes = \"600MiB\"", "source.shop.spill_max_bytes = \"300MiB\""]);
+        assert_eq!(steps, ["in [queue]: max_bytes = \"600MiB\"", "in [source.shop]: spill_max_bytes = \"300MiB\""]);
         assert_eq!(look(1200, &both).severity, Severity::Ok);
     }
 }

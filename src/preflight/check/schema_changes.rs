@@ -21,7 +21,11 @@ pub(super) async fn check(
     connection: &mut PgConnection,
 ) -> Result<()> {
     let publication = publication_name(&source.name);
-    let begun = publication::read(connection, &publication).await?.is_some();
+    let published = publication::read(connection, &publication).await?;
+    let begun = published.is_some();
+    if let Some(published) = published {
+        findings.keep_published(published.tables);
+    }
     let state = schema_changes::read(connection, &publication, patterns).await?;
     let init = || Remedy::at(Place::Shell, format!("millstream init --source {}", source.name));
     if source.schema_changes == SchemaChanges::Halt {
@@ -54,6 +58,9 @@ pub(super) async fn check(
         }
         None => None,
     };
+    if missing.is_none() {
+        findings.keep_carrying();
+    }
     match missing {
         Some(what) => findings.warn(CHECK, format!("schema changes are not carried: {what}"), WHY, Some(init())),
         None if begun => findings.ok(CHECK, "carried by event triggers"),

@@ -137,7 +137,8 @@ async fn wal_level(findings: &mut Findings, connection: &mut PgConnection) -> sq
 /// What a publication that has begun leaves out is in no log.
 async fn publication(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> sqlx::Result<()> {
     let name = publication_name(&source.name);
-    let begun = "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE $1)";
+    let begun =
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE $1 AND database = current_database())";
     if !sqlx::query_scalar::<_, bool>(begun).bind(slots_of(source)).fetch_one(&mut *connection).await? {
         return Ok(());
     }

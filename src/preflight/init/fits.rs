@@ -35,8 +35,8 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
                 found.push(format!("column {quoted} is generated here and not at the source: ALTER TABLE {name} ALTER COLUMN {quoted} DROP EXPRESSION;"));
             }
             Some(theirs) if theirs.type_text != column.type_text => found.push(format!(
-                "column {quoted} is {} and should be {}: ALTER TABLE {name} ALTER COLUMN {quoted} TYPE {};",
-                theirs.type_text, column.type_text, column.type_text
+                "column {quoted} is {} and should be {}: ALTER TABLE {name} ALTER COLUMN {quoted} TYPE {} USING {quoted}::{};",
+                theirs.type_text, column.type_text, column.type_text, column.type_text
             )),
             Some(theirs) if theirs.not_null && !column.not_null => {
                 found.push(format!(

@@ -354,7 +354,9 @@ impl PostgresReplica {
         }
         let Some(changes) = label_changes(&there, &wanted.labels) else {
             let message = format!(
-                "type {name} has other labels on the replica than on the source ({}); rename them there with ALTER TYPE … RENAME VALUE",
+                "type {name} has the labels {} on the replica, and {} on the source at this place; make them alike there, by ALTER TYPE … RENAME VALUE \
+                 and ADD VALUE, or by another type where one is too many: a label cannot be dropped",
+                there.join(", "),
                 wanted.labels.join(", ")
             );
             return Err(Error::halt(HaltCode::SchemaChangeRefused, message));

@@ -18,9 +18,9 @@ fn a_missing_folder_a_small_disk_and_the_table_that_shows_them() {
     assert_eq!(problem(&judged(&nowhere), "folder").severity, Severity::Error);
     let small = look("not-here", u64::MAX);
     let remedy = problem(&small, "disk_room").remedy.expect("a remedy");
-    assert!(remedy.steps[0].starts_with("queue.max_bytes = \""), "{remedy:?}");
+    assert!(remedy.steps[0].starts_with("in [queue]: max_bytes = \""), "{remedy:?}");
     // As printed, without the unit's help.
-    let printed = remedy.steps[0].trim_start_matches("queue.max_bytes = \"").trim_end_matches("MiB\"");
+    let printed = remedy.steps[0].trim_start_matches("in [queue]: max_bytes = \"").trim_end_matches("MiB\"");
     gone(&look("not-here", printed.parse::<u64>().expect("MiB") << 20), "disk_room");
     let text = table(&millstream::preflight::check::Report { version: 1, findings: small });
     assert!(text.contains("to think about"), "{text}");
@@ -47,7 +47,7 @@ async fn where_transactions_spill() {
     };
     assert_eq!(problem(&look("/proc/none".into(), 1), "spill_dir").severity, Severity::Error);
     let remedy = problem(&look(folder.path().join("spill"), u64::MAX), "spill_room").remedy.expect("a remedy");
-    assert!(remedy.steps[0].starts_with("source.shop.spill_max_bytes = \""), "{remedy:?}");
+    assert!(remedy.steps[0].starts_with("in [source.shop]: spill_max_bytes = \""), "{remedy:?}");
     let fine = look(folder.path().join("spill"), 1);
     gone(&fine, "spill_room");
     gone(&fine, "spill_dir");

@@ -10,7 +10,7 @@ use crate::support::postgres::PgDatabase;
 
 async fn findings(source: &SourceConfig, replica: &ReplicaConfig) -> Vec<Finding> {
     let (found, facts) = check_source(source).await;
-    let side = SourceSide { facts: facts.as_ref(), tables: &source.tables, blueprint: found.blueprint() };
+    let side = SourceSide::of(source, facts.as_ref(), &found);
     check_replica(replica, &side).await.into_list()
 }
 
@@ -48,6 +48,55 @@ async fn a_role_that_passes_check_passes_init() {
     let (outcome, lines) = pair.init_with(InitOptions::default()).await;
     assert_eq!(outcome.unwrap(), Outcome::Changed, "{lines:#?}");
     gone(&look().await, "schema_right");
+}
+
+/// Tables that a person made, owned by that person: what was missing came out after hours of copying, or at the first schema change.
+#[tokio::test]
+async fn tables_of_somebody_elses_are_told_what_they_lack() {
+    let mut pair = Pair::new().await;
+    pair.source
+        .execute(
+            "CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent); \
+             CREATE TYPE mood AS ENUM ('a', 'b'); CREATE TABLE felt (id int PRIMARY KEY, m mood); INSERT INTO felt VALUES (1, 'b')",
+        )
+        .await;
+    let name = format!("poor_{:08x}", rand::random::<u32>());
+    let poor = plain_role(&pair.replica, &name).await;
+    pair.replica
+        .execute(&format!(
+            "GRANT CREATE ON DATABASE {} TO {name}; GRANT CREATE ON SCHEMA public TO {name}; CREATE ROLE {name}_dba; \
+             CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE felt (id int PRIMARY KEY, m text); ALTER TABLE parent OWNER TO {name}_dba; \
+             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON parent, felt TO {name}",
+            pair.replica.name
+        ))
+        .await;
+    pair.config.replicas.get_mut("reports").unwrap().connect = poor;
+    pair.config.sources.values_mut().for_each(|shop| shop.schema_changes = millstream::config::SchemaChanges::Carry);
+    let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
+    mend_all(&look().await, "table_right", 1, &pair.replica).await;
+    gone(&look().await, "table_right");
+    mend_all(&look().await, "table_fit", 1, &pair.replica).await;
+    gone(&look().await, "table_fit");
+    let owners: Vec<_> = look().await.into_iter().filter(|f| f.check == "table_owner").collect();
+    assert!(owners.len() == 2 && owners.iter().all(|f| f.severity == Severity::Warning), "{owners:#?}");
+    for finding in owners {
+        carry_out(finding.remedy.as_ref().expect("a remedy"), &pair.replica).await;
+    }
+    gone(&look().await, "table_owner");
+    let (outcome, lines) = pair.init_with(InitOptions::default()).await;
+    assert_eq!(outcome.unwrap(), Outcome::Changed, "{lines:#?}");
+
+    // A replica that is behind has changes before it that the source's catalog shows already.
+    let late =
+        "UPDATE millstream.replica SET source_time_us = (extract(epoch FROM clock_timestamp()) * 1000000)::int8 - 60000000";
+    pair.replica.execute(late).await;
+    pair.source.execute("ALTER TABLE felt ADD COLUMN n int; ALTER TYPE mood RENAME VALUE 'a' TO 'c'").await;
+    let all = look().await;
+    let found = problem(&all, "table_fit");
+    assert!(found.severity == Severity::Warning && found.what.contains("behind"), "{found:?}");
+    gone(&all, "enum");
+    pair.replica.execute("UPDATE millstream.replica SET source_time_us = NULL").await;
+    assert_eq!(problem(&look().await, "table_fit").severity, Severity::Error);
 }
 
 async fn mend_all(all: &[Finding], check: &str, expected: usize, database: &PgDatabase<'_>) {

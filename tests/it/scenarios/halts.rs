@@ -314,10 +314,12 @@ async fn a_table_that_is_dropped_and_made_anew_halts_until_it_is_copied() {
     .await;
     let _daemon = lane.start().await;
     let publication = lane.source.value("SELECT pubname FROM pg_publication").await;
+    lane.source.execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (5, 'unseen')").await;
+    let found = lane.site.run(&["check"]).await;
+    assert!(found.code == Some(1) && found.stdout.contains("captured"), "{found:?}");
     lane.source
         .execute(&format!(
-            "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (5, 'unseen'); ALTER PUBLICATION {publication} ADD TABLE t; \
-             INSERT INTO t VALUES (6, 'new'); INSERT INTO u VALUES (1, 'behind it')"
+            "ALTER PUBLICATION {publication} ADD TABLE t; INSERT INTO t VALUES (6, 'new'); INSERT INTO u VALUES (1, 'behind it')"
         ))
         .await;
     let status = lane.halted(&["schema_mismatch"]).await;
@@ -339,6 +341,8 @@ async fn a_table_that_is_dropped_and_made_anew_halts_until_it_is_copied() {
     lane.site.must(&["init"]).await;
     lane.equal().await;
     assert_eq!(lane.replica.value("SELECT string_agg(v, ' ' ORDER BY id) FROM t").await, "unseen new");
+    let found = lane.site.run(&["check", "--json"]).await;
+    assert!(!found.stdout.contains("\"captured\""), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
