@@ -141,3 +141,38 @@ async fn a_daemon_says_that_its_configuration_file_has_changed() {
     assert!(page.contains("has changed since this daemon started"), "{page}");
     assert_eq!(daemon.terminate().await.code(), Some(0));
 }
+
+/// The file is named by `-c`, or by the variable, for every command.
+#[tokio::test]
+async fn the_configuration_is_found_by_the_variable_and_a_server_that_is_not_there_is_3() {
+    let site = Site::new(NOWHERE);
+    let with_variable = |arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(arguments).env("MILLSTREAM_CONFIG", site.configuration()).env_remove("RUST_BACKTRACE").stdin(Stdio::null());
+        tokio::task::spawn_blocking(move || command.output().expect("millstream"))
+    };
+    let init = with_variable(&["init"]).await.expect("join");
+    let complaint = String::from_utf8_lossy(&init.stderr);
+    assert_eq!(init.status.code(), Some(3), "{complaint}");
+    assert!(complaint.contains("127.0.0.1:1"), "names where it is: {complaint}");
+    // A variable that names no file is not passed over.
+    let mut nothing = Command::new(binary());
+    nothing.arg("check").env("MILLSTREAM_CONFIG", site.folder().join("none.toml"));
+    let nothing = nothing.output().expect("millstream");
+    assert_eq!(nothing.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("none.toml"));
+}
+
+#[tokio::test]
+async fn a_warning_is_0_and_under_strict_1() {
+    let source = crate::support::postgres::shared().await.new_database().await;
+    let replica = crate::support::postgres::shared_replica().await.new_database().await;
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let site = Site::pair(&source, &replica);
+    let text = std::fs::read_to_string(site.configuration()).expect("configuration");
+    // A pattern that matches nothing.
+    site.configure(&text.replacen("\"public.*\"", "\"public.*\", \"none.such\"", 1));
+    let lax = site.run(&["check"]).await;
+    assert!(lax.code == Some(0) && lax.stdout.contains("none.such"), "{lax:?}");
+    assert_eq!(site.run(&["check", "--strict"]).await.code, Some(1));
+}
