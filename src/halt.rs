@@ -128,6 +128,9 @@ halt_codes! {
     SourceMisconfigured = "source_misconfigured", true,
         "The source lacks a setting, a publication or a table property that capture needs.",
         "Run `millstream check`: it prints the statement. The daemon goes on by itself after that.";
+    PublicationAltered = "publication_altered", false,
+        "Somebody altered the publication that this stream reads, or made it anew. PostgreSQL judges each change by the publication as it stood then: what it left out meanwhile is in no log, and putting the publication back brings none of it.",
+        "Find out who altered it, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
     SourceDenied = "source_denied", true,
         "The source refused the connection, the password or a right.",
         "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that; a password file is read again for every connection; a variable and a systemd credential are taken at the daemon's next start (systemctl restart millstream).";

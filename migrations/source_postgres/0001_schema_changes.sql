@@ -328,6 +328,9 @@ BEGIN
     DELETE FROM millstream.known_table k WHERE NOT EXISTS (
         SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
         JOIN millstream.captured m ON m.publication = p.pubname WHERE r.prrelid = k.relation);
+    -- What init takes out of one publication and another keeps: whatever else is known as published and is not, somebody took out.
+    UPDATE millstream.known_table k SET facts = pg_catalog.jsonb_set(k.facts, '{published}', coalesce(millstream.facts(k.relation) -> 'published', '[]'))
+        WHERE k.facts -> 'published' ? enrol.publication::text AND k.relation <> ALL (published);
     RETURN coalesce(changed, false)
         OR before IS DISTINCT FROM (SELECT pg_catalog.jsonb_object_agg(k.relation, k.facts) FROM millstream.known_table k);
 END $$;

@@ -133,8 +133,11 @@ impl Site {
             Err(error) => return Err(self.why_unusable(error, known, server, lineage).await),
         };
         self.check_free(&row, &known.slot, catalog).await?;
-        publication::check(catalog.client(), &publication_name(self.stream())).await?;
-        let options = StreamOptions { silence: SILENCE, ..StreamOptions::new(vec![publication_name(self.stream())]) };
+        let publication = publication_name(self.stream());
+        if let Some(what) = publication::look(catalog.client(), &publication).await? {
+            return Err(publication::altered(self.stream(), &what));
+        }
+        let options = StreamOptions { silence: SILENCE, ..StreamOptions::new(vec![publication]) };
         match ReplicationStream::start(replication, &known.slot, Lsn(0), &options).await {
             Ok(stream) => Ok((stream, server, lineage)),
             Err(error) if error.kind() == ErrorKind::Held => {
@@ -186,6 +189,7 @@ impl Site {
         let pulse = watch::Sender::new(Pulse::default());
         let upkeep = Upkeep { queue: Arc::clone(&self.queue), stream: self.source.name.clone(), epoch: log.epoch() };
         let parts = Parts {
+            source: self.stream().to_owned(),
             log,
             stream,
             catalog,

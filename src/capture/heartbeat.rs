@@ -1,7 +1,7 @@
 //! Heartbeats: a transactional logical message on the source each interval, so that silence can be told from idleness and the
 //! delay of the whole log is measured (DESIGN decision 8).
 //!
-//! With each of them goes a look at the publication, which somebody may alter: changes that it leaves out are not seen on the stream.
+//! Beside them goes a look at the publication, which somebody may alter: changes that it leaves out are not seen on the stream.
 //!
 //! A failure never stops capture: what it means for the stream is seen on the stream. A source that cannot be written
 //! to (a standby, or read-only) has no heartbeats; that is said once.
@@ -9,8 +9,9 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
+use super::postgres::publication;
 use crate::config::PgConnect;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::{Mode, PgClient, ServerError, Side};
@@ -21,6 +22,8 @@ pub const PREFIX: &str = "millstream";
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// The source may be slow without being broken.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// A look at the publication reads a few catalog rows a table.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How heartbeats fare.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub enum Pulse {
     ReadOnly,
     /// The source lets nobody in because it is shutting down, or starting.
     ShuttingDown,
-    /// The publication leaves changes out.
+    /// The publication leaves these changes out.
     LeavesOut(String),
     /// The last one failed.
     Failing(String),
@@ -50,16 +53,14 @@ pub async fn run(
 ) -> Result<()> {
     let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(10)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut client = None;
+    let mut heart = Heart { to, application_name, publication, client: None, next_look: Instant::now() };
     loop {
         ticks.tick().await;
-        let next = match beat(&mut client, &to, &application_name, &publication, interval).await {
-            Ok(()) => Pulse::Beating,
-            Err(error) if matches!(error.kind(), ErrorKind::Halt(_)) && ServerError::find(&error).is_none() => {
-                Pulse::LeavesOut(error.to_string())
-            }
+        let next = match heart.beat(ANSWER_WAIT.max(interval)).await {
+            Ok(None) => Pulse::Beating,
+            Ok(Some(left_out)) => Pulse::LeavesOut(left_out),
             Err(error) => {
-                client = None;
+                heart.client = None;
                 why(&error)
             }
         };
@@ -86,24 +87,40 @@ fn tell(before: &Pulse, now: &Pulse) {
     }
 }
 
-async fn beat(client: &mut Option<PgClient>, to: &PgConnect, name: &str, publication: &str, interval: Duration) -> Result<()> {
-    let wait = ANSWER_WAIT.max(interval);
-    timeout(wait, send(client, to, name, publication))
-        .await
-        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Connection, format!("the source did not answer within {wait:?}"))))
+struct Heart {
+    to: PgConnect,
+    application_name: String,
+    publication: String,
+    client: Option<PgClient>,
+    next_look: Instant,
 }
 
-async fn send(client: &mut Option<PgClient>, to: &PgConnect, name: &str, publication: &str) -> Result<()> {
-    let client = match client {
-        Some(client) => client,
-        empty => {
-            // A commit that waits for a synchronous standby is in the source's log already, which is all that is wanted.
-            let settings = [("application_name", name), ("synchronous_commit", "local")];
-            empty.insert(PgClient::connect_with(to, Mode::Sql, Side::Source, &settings).await?)
+impl Heart {
+    async fn beat(&mut self, within: Duration) -> Result<Option<String>> {
+        let late = || Err(Error::new(ErrorKind::Connection, format!("the source did not answer within {within:?}")));
+        timeout(within, self.send()).await.unwrap_or_else(|_| late())
+    }
+
+    /// The look first: a source that takes no heartbeats may still leave changes out.
+    async fn send(&mut self) -> Result<Option<String>> {
+        let client = match &mut self.client {
+            Some(client) => client,
+            empty => {
+                // A commit that waits for a synchronous standby is in the source's log already, which is all that is wanted.
+                let settings = [("application_name", self.application_name.as_str()), ("synchronous_commit", "local")];
+                empty.insert(PgClient::connect_with(&self.to, Mode::Sql, Side::Source, &settings).await?)
+            }
+        };
+        if Instant::now() >= self.next_look {
+            let left_out = publication::look(client, &self.publication).await?;
+            if left_out.is_some() {
+                return Ok(left_out);
+            }
+            self.next_look = Instant::now() + LOOK_EVERY;
         }
-    };
-    client.simple_query(&statement()).await?;
-    super::postgres::publication::check(client, publication).await
+        client.simple_query(&statement()).await?;
+        Ok(None)
+    }
 }
 
 /// Writes one heartbeat.

@@ -83,7 +83,7 @@ mod worker;
 
 use tokio::sync::watch;
 
-pub use begin::{Beginning, begin_stream, beginning, new_slot_name, publication_name, record_slot_start};
+pub use begin::{Beginning, begin_stream, beginning, new_slot_name, publication_name, record_slot_start, slot_name_pattern};
 pub use status::{CaptureState, CaptureStatus};
 pub use supervise::run_capture;
 

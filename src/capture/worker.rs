@@ -28,6 +28,7 @@ use super::append::LogWriter;
 use super::assemble::Assembler;
 use super::heartbeat::Pulse;
 use super::postgres::catalog::{Catalog, XidClock};
+use super::postgres::publication;
 use super::postgres::relations::Relations;
 use super::postgres::stream::{ReplicationStream, StreamMessage};
 use super::status::{CaptureState, CaptureStatus};
@@ -36,7 +37,6 @@ use super::upkeep::{Slowest, Written};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ChangeEncoder, Lsn, Position, Progress};
 use crate::failpoint;
-use crate::halt::HaltCode;
 use crate::queue::DurablePosition;
 
 mod intake;
@@ -52,6 +52,8 @@ const DRAIN_WAIT: Duration = Duration::from_secs(5);
 
 /// What one connection works with, made by [`super::connect`].
 pub(super) struct Parts {
+    /// The source's name.
+    pub source: String,
     pub log: LogWriter,
     pub stream: ReplicationStream,
     pub catalog: Catalog,
@@ -132,6 +134,10 @@ impl Worker {
 
     /// Works until it is cancelled or something fails.
     pub(super) async fn run(&mut self, upkeep: &mut Owned<Result<()>>, cancel: &CancellationToken) -> Result<()> {
+        self.work(upkeep, cancel).await.map_err(|error| publication::of_stream(&self.parts.source, error))
+    }
+
+    async fn work(&mut self, upkeep: &mut Owned<Result<()>>, cancel: &CancellationToken) -> Result<()> {
         let mut ticks = tokio::time::interval((self.parts.heartbeat_interval / 4).max(Duration::from_millis(5)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -287,7 +293,7 @@ impl Worker {
 
     fn check_publication(&self) -> Result<()> {
         match &*self.parts.pulse.borrow() {
-            Pulse::LeavesOut(why) => Err(Error::halt(HaltCode::SourceMisconfigured, why.clone())),
+            Pulse::LeavesOut(what) => Err(publication::altered(&self.parts.source, what)),
             _ => Ok(()),
         }
     }

@@ -1,52 +1,120 @@
-//! What the publication leaves out. pgoutput drops in silence what a row filter, a column list or `publish` excludes, and with
-//! `publish_via_partition_root` a TRUNCATE of one partition; PostgreSQL 18 streams without a publication that is not there (PostgreSQL documentation,
-//! "Logical Replication", "Row Filters", "Column Lists"; `CREATE PUBLICATION`). Whoever alters Millstream's own publication loses changes, and has to be told (I5).
+//! What the publication leaves out. pgoutput judges each change by the publication as it stood then, and drops in silence what a row filter, a column
+//! list or `publish` excludes, and with `publish_via_partition_root` a TRUNCATE of one partition; PostgreSQL 18 streams without a publication that is not there
+//! (PostgreSQL documentation, "Logical Replication", "Row Filters", "Column Lists"; `CREATE PUBLICATION`). Whoever alters Millstream's own publication loses
+//! changes for good, also when it is put back, and has to be told (I5).
+//!
+//! So the publication carries a mark, its comment: the transaction that wrote its row in `pg_publication`. Adding and dropping tables leaves that row alone;
+//! other options, and a publication made anew, do not, whoever looks and whenever. What leaves no trace there (a row filter, a column list, a table
+//! taken out) is looked for while capture runs, and written into the mark when it is found.
 
 use std::time::Duration;
 
+use super::catalog::{major_version, one};
+use crate::capture::begin::publication_name;
 use crate::error::{Error, Result};
 use crate::halt::HaltCode;
-use crate::postgres::{PgClient, quote_literal};
+use crate::postgres::{PgClient, ServerError, quote_ident, quote_literal};
 
 /// How every publication of ours is.
 pub const OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false";
 
+/// True where the event triggers of schema changes are there to be asked which tables were published.
+pub const CARRIES: &str = "SELECT pg_catalog.count(*) = 2 AS carries FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid \
+     WHERE n.nspname = 'millstream' AND c.relname IN ('known_table', 'captured') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') \
+     AND pg_catalog.has_table_privilege(c.oid, 'SELECT')";
+
+const MARK: &str = "Millstream: made in transaction ";
+const SPOILED: &str = "Millstream: left changes out: ";
+const FILTERS_SINCE: u32 = 15;
 const QUERY_WAIT: Duration = Duration::from_secs(10);
 
-/// SQL for what a publication leaves out, a row each: `what`, and the statement that `mends` it, empty where there is none.
-///
-/// The columns of filters and lists are there from PostgreSQL 15 on, which is why rows are read as JSON.
+/// SQL that makes a publication with its mark, or marks it. In one transaction with what it is for.
 #[must_use]
-pub fn left_out(publication: &str) -> String {
-    let name = quote_literal(publication);
+pub fn mark(publication: &str) -> String {
     format!(
-        "SELECT 'it is not there' AS what, '' AS mends WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) \
-         UNION ALL SELECT 'it leaves out kinds of changes', pg_catalog.format('ALTER PUBLICATION %I SET ({options})', pubname) \
-           FROM pg_catalog.pg_publication WHERE pubname = {name} AND NOT (pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot) \
-         UNION ALL SELECT pg_catalog.format('it has a row filter or a column list for table %s.%s', n.nspname, c.relname), \
-           pg_catalog.format('BEGIN; ALTER PUBLICATION %1$I DROP TABLE %2$I.%3$I; ALTER PUBLICATION %1$I ADD TABLE ONLY %2$I.%3$I; COMMIT', \
-             p.pubname, n.nspname, c.relname) \
-           FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
-           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-           WHERE p.pubname = {name} AND (pg_catalog.to_jsonb(r) ->> 'prqual' IS NOT NULL OR pg_catalog.to_jsonb(r) ->> 'prattrs' IS NOT NULL)",
-        options = OPTIONS.replace('\'', "''"),
+        "DO $$ BEGIN EXECUTE (SELECT pg_catalog.format('COMMENT ON PUBLICATION %I IS %L', p.pubname, '{MARK}' || p.xmin) \
+         FROM pg_catalog.pg_publication p WHERE p.pubname = {}); END $$",
+        quote_literal(publication)
     )
 }
 
-/// Looks at it.
+/// SQL for what a publication leaves out or has left out, a row each: `what`. `carries` is what [`CARRIES`] says.
+#[must_use]
+pub fn left_out(publication: &str, major: u32, carries: bool) -> String {
+    let name = quote_literal(publication);
+    let mut sql = format!(
+        "SELECT 'it is not there' AS what WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) \
+         UNION ALL SELECT 'it leaves out kinds of changes' FROM pg_catalog.pg_publication \
+           WHERE pubname = {name} AND NOT (pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot) \
+         UNION ALL SELECT CASE WHEN m.mark LIKE '{SPOILED}%' THEN pg_catalog.substr(m.mark, pg_catalog.length('{SPOILED}') + 1) \
+             WHEN m.mark IS NULL THEN 'somebody made it anew' ELSE 'somebody changed its options' END \
+           FROM (SELECT pg_catalog.obj_description(p.oid, 'pg_publication') AS mark, p.xmin::text AS made FROM pg_catalog.pg_publication p \
+             WHERE p.pubname = {name}) m WHERE m.mark IS DISTINCT FROM '{MARK}' || m.made"
+    );
+    if major >= FILTERS_SINCE {
+        sql += &format!(
+            " UNION ALL SELECT pg_catalog.format('it has a row filter or a column list for table %s.%s', n.nspname, c.relname) \
+             FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE p.pubname = {name} AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)"
+        );
+    }
+    if carries {
+        let out = |relation: &str| {
+            format!(
+                "NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+                 WHERE p.pubname = {name} AND r.prrelid = {relation})"
+            )
+        };
+        // The facts of the few that are out are read, not everybody's.
+        sql += &format!(
+            " UNION ALL SELECT pg_catalog.format('table %s.%s was taken out of it', n.nspname, c.relname) \
+             FROM (SELECT k.relation, k.facts FROM millstream.known_table k WHERE {} OFFSET 0) k JOIN pg_catalog.pg_class c ON c.oid = k.relation \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE k.facts -> 'published' ? {name} \
+             UNION ALL SELECT 'table millstream.schema_change was taken out of it' FROM millstream.captured m \
+             JOIN pg_catalog.pg_class c ON c.relname = 'schema_change' JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             AND n.nspname = 'millstream' WHERE m.publication = {name} AND EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) AND {}",
+            out("k.relation"),
+            out("c.oid")
+        );
+    }
+    sql
+}
+
+/// What it leaves out, or has left out at some time, if anything. What is found is written into the publication's mark.
 ///
 /// # Errors
-/// A halt with `source_misconfigured` for one that leaves something out; those of the server.
-pub async fn check(client: &mut PgClient, publication: &str) -> Result<()> {
-    let rows = client.simple_query_within(&left_out(publication), QUERY_WAIT).await?;
-    let Some(row) = rows.first() else { return Ok(()) };
-    let way = match row.text("mends")? {
-        "" => "run `millstream teardown` and `millstream init`, which copy every table again".to_owned(),
-        statement => format!("run {statement}; and copy those tables again"),
-    };
+/// Those of the server.
+pub async fn look(client: &mut PgClient, publication: &str) -> Result<Option<String>> {
+    let major = major_version(client)?;
+    let carries = one(client.simple_query_within(CARRIES, QUERY_WAIT).await?)?.text("carries")? == "t";
+    let rows = client.simple_query_within(&left_out(publication, major, carries), QUERY_WAIT).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let what = row.text("what")?.to_owned();
+    let spoil = format!("COMMENT ON PUBLICATION {} IS {}", quote_ident(publication), quote_literal(&format!("{SPOILED}{what}")));
+    // Best effort: a source that takes no writes was not altered just now, and one without the publication has nothing to mark.
+    if let Err(error) = client.simple_query_within(&spoil, QUERY_WAIT).await {
+        tracing::debug!(%error, "the publication could not be marked");
+    }
+    Ok(Some(what))
+}
+
+/// The halt for what [`look`] found.
+#[must_use]
+pub fn altered(source: &str, what: &str) -> Error {
     let message = format!(
-        "publication {publication} was altered: {}. What it leaves out is in no log, so that replicas miss it from then on: {way}",
-        row.text("what")?
+        "publication {} was altered: {what}. What it left out is in no log, and replicas miss it also when it is put back: \
+         stop the daemon, run `millstream teardown --source {source}` and `millstream init`, and start it; every table is copied again",
+        publication_name(source)
     );
-    Err(Error::halt(HaltCode::SourceMisconfigured, message))
+    Error::halt(HaltCode::PublicationAltered, message)
+}
+
+/// Until PostgreSQL 17 pgoutput refuses a change that was made while there was no publication of the name, at every attempt (42704 undefined_object).
+#[must_use]
+pub fn of_stream(source: &str, error: Error) -> Error {
+    if ServerError::find(&error).is_some_and(|said| said.sqlstate == "42704") {
+        return altered(source, &format!("it was not there for a time ({error})"));
+    }
+    error
 }

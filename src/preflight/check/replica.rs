@@ -15,6 +15,7 @@ use crate::event::TableName;
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::preflight::init::{Blueprint, Extension};
 use crate::preflight::tables::TablePatterns;
+use crate::replica::postgres::ledger;
 
 /// A replica that is so little behind has every schema change that its source's catalog shows.
 const UP_TO_DATE: Duration = Duration::from_secs(10);
@@ -68,10 +69,7 @@ async fn look(
     server::pooler(findings, &replica.connect).await?;
     same_database(findings, source, &facts);
     encoding(findings, source, &facts);
-    let initialized: bool = sqlx::query_scalar("SELECT to_regclass('millstream.replica') IS NOT NULL")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(sql_error)?;
+    let initialized = ledger::exists(connection).await?;
     ledger_right(findings, connection, &facts, initialized).await.map_err(sql_error)?;
     let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
     if let (true, Some(published)) = (initialized, source.published) {

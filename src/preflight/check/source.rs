@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
 use super::connect::{connect, hba_line};
 use super::finding::{Findings, Place, Remedy, Side};
@@ -10,12 +10,12 @@ use super::schema_changes;
 use super::server::{self, ServerFacts};
 use super::source_tables;
 use super::standbys;
-use crate::capture::postgres::publication::left_out;
-use crate::capture::publication_name;
+use crate::capture::{publication_name, slot_name_pattern};
 use crate::config::{ByteSize, SourceConfig};
 use crate::error::{Error, Result};
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::postgres::{Mode, PgClient, ServerError};
+use crate::preflight::init::publication::altered;
 use crate::preflight::init::{Blueprint, Resolved, resolve};
 use crate::preflight::tables::TablePatterns;
 
@@ -57,7 +57,7 @@ async fn look(
     encoding(findings, &facts);
     wal_level(findings, connection).await.map_err(sql_error)?;
     room(findings, source, connection).await.map_err(sql_error)?;
-    publication(findings, source, connection).await.map_err(sql_error)?;
+    publication(findings, source, connection).await?;
     replication_right(findings, source, connection, &facts).await.map_err(sql_error)?;
     retention(findings, source, connection).await.map_err(sql_error)?;
     create_right(findings, connection, &facts).await.map_err(sql_error)?;
@@ -135,30 +135,28 @@ async fn wal_level(findings: &mut Findings, connection: &mut PgConnection) -> sq
 }
 
 /// What a publication that has begun leaves out is in no log.
-async fn publication(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> sqlx::Result<()> {
+async fn publication(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> Result<()> {
     let name = publication_name(&source.name);
     let begun =
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name LIKE $1 AND database = current_database())";
-    if !sqlx::query_scalar::<_, bool>(begun).bind(slots_of(source)).fetch_one(&mut *connection).await? {
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name ~ $1 AND database = current_database())";
+    let begun = sqlx::query_scalar::<_, bool>(begun).bind(slot_name_pattern(&source.name)).fetch_one(&mut *connection).await;
+    if !begun.map_err(sql_error)? {
         return Ok(());
     }
-    let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(left_out(&name))).fetch_all(connection).await?;
-    for (what, mends) in &rows {
-        let remedy = if mends.is_empty() {
-            Remedy::at(Place::Shell, "millstream teardown && millstream init")
-        } else {
-            Remedy::sql(Side::Source, mends)
-        };
-        findings.error(
-            "publication",
-            format!("publication {name} was altered: {what}"),
-            "what it leaves out is in no log, replicas miss it; copy those tables again after it is mended",
-            Some(remedy),
-        );
-    }
-    if rows.is_empty() {
+    let altered = altered(connection, &name).await?;
+    if altered.is_empty() {
         findings.ok("publication", format!("{name} leaves nothing out"));
+        return Ok(());
     }
+    let mut remedy =
+        Remedy::at(Place::Shell, format!("millstream teardown --source {0}  # with the daemon stopped", source.name));
+    remedy.steps.push(format!("millstream init --source {}", source.name));
+    findings.error(
+        "publication",
+        format!("publication {name} was altered: {}", altered.join("; ")),
+        "what it left out is in no log, and replicas miss it also when it is put back: every table is to be copied again",
+        Some(remedy),
+    );
     Ok(())
 }
 
@@ -166,9 +164,9 @@ async fn room(findings: &mut Findings, source: &SourceConfig, connection: &mut P
     let row = sqlx::query(
         "SELECT current_setting('max_replication_slots')::int8, (SELECT count(*) FROM pg_replication_slots), \
          current_setting('max_wal_senders')::int8, (SELECT count(*) FROM pg_stat_replication), \
-         (SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE $1), EXISTS (SELECT FROM pg_publication WHERE pubname = $2)",
+         (SELECT count(*) FROM pg_replication_slots WHERE slot_name ~ $1), EXISTS (SELECT FROM pg_publication WHERE pubname = $2)",
     )
-    .bind(slots_of(source))
+    .bind(slot_name_pattern(&source.name))
     .bind(publication_name(&source.name))
     .fetch_one(connection)
     .await?;
@@ -293,7 +291,7 @@ async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &
         );
         return Ok(());
     }
-    let retained: Option<i64> = sqlx::query_scalar(RETAINED).bind(slots_of(source)).fetch_one(connection).await?;
+    let retained: Option<i64> = sqlx::query_scalar(RETAINED).bind(slot_name_pattern(&source.name)).fetch_one(connection).await?;
     let retained = retained.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
     let (held, limit) = (ByteSize(retained), ByteSize(source.retain_max_bytes));
     if retained > source.retain_max_bytes {
@@ -312,12 +310,7 @@ async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &
 }
 
 const RETAINED: &str = "SELECT (max(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, \
-     restart_lsn)))::int8 FROM pg_replication_slots WHERE slot_name LIKE $1";
-
-/// A pattern for the slots of a source.
-fn slots_of(source: &SourceConfig) -> String {
-    format!("millstream\\_{}\\_%", source.name.replace('_', "\\_"))
-}
+     restart_lsn)))::int8 FROM pg_replication_slots WHERE slot_name ~ $1";
 
 async fn create_right(findings: &mut Findings, connection: &mut PgConnection, facts: &ServerFacts) -> sqlx::Result<()> {
     let may: bool =

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::catalog::get;
-use crate::capture::postgres::publication::{OPTIONS, left_out};
+use crate::capture::postgres::publication::{CARRIES, OPTIONS, left_out, mark};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
@@ -31,7 +31,8 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
     let Some(current) = read(source, publication).await? else {
         let list = wanted.iter().map(only).collect::<Vec<_>>().join(", ");
         let tables = if wanted.is_empty() { String::new() } else { format!(" FOR TABLE {list}") };
-        let statement = format!("CREATE PUBLICATION {name}{tables} WITH ({OPTIONS})");
+        // One text, one transaction: a publication without its mark is one that somebody made.
+        let statement = format!("CREATE PUBLICATION {name}{tables} WITH ({OPTIONS});\n{}", mark(publication));
         return Ok(PublicationPlan { statements: vec![statement], added: wanted.to_vec(), removed: Vec::new() });
     };
     if current.all_tables {
@@ -39,13 +40,9 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
             format!("publication {name} is FOR ALL TABLES; Millstream lists its tables one by one: DROP PUBLICATION {name};");
         return Err(Error::new(ErrorKind::Config, message));
     }
-    let altered: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(left_out(publication)))
-        .fetch_all(&mut *source)
-        .await
-        .map_err(|e| classify(e, Side::Source))?;
-    if let (true, Some((what, mends))) = (current.options_fit, altered.first()) {
+    if let Some(what) = altered(source, publication).await?.first() {
         let message = format!(
-            "publication {name} was altered: {what}; run {mends}; and copy those tables again: what it left out is in no log"
+            "publication {name} was altered: {what}; what it left out is in no log: stop the daemon, and `millstream teardown` before `millstream init`"
         );
         return Err(Error::new(ErrorKind::Config, message));
     }
@@ -53,9 +50,6 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
     let added: Vec<_> = wanted.difference(&current.tables).cloned().collect();
     let removed: Vec<_> = current.tables.difference(&wanted).cloned().collect();
     let mut statements = Vec::new();
-    if !current.options_fit {
-        statements.push(format!("ALTER PUBLICATION {name} SET ({OPTIONS})"));
-    }
     if !added.is_empty() {
         statements.push(format!("ALTER PUBLICATION {name} ADD TABLE {}", added.iter().map(only).collect::<Vec<_>>().join(", ")));
     }
@@ -64,6 +58,19 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
         statements.push(format!("ALTER PUBLICATION {name} DROP TABLE {list}"));
     }
     Ok(PublicationPlan { statements, added, removed })
+}
+
+/// What a publication leaves out or has left out at some time, one text each.
+///
+/// # Errors
+/// The server's.
+pub async fn altered(source: &mut PgConnection, publication: &str) -> Result<Vec<String>> {
+    let fail = |e| classify(e, Side::Source);
+    let version = "SELECT current_setting('server_version_num')::int8 / 10000";
+    let major: i64 = sqlx::query_scalar(version).fetch_one(&mut *source).await.map_err(fail)?;
+    let carries: bool = sqlx::query_scalar(CARRIES).fetch_one(&mut *source).await.map_err(fail)?;
+    let sql = left_out(publication, u32::try_from(major).unwrap_or(0), carries);
+    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(source).await.map_err(fail)
 }
 
 /// ONLY: a parent by plain inheritance would bring its children in with it.
@@ -76,8 +83,6 @@ fn only(table: &TableName) -> String {
 pub struct Publication {
     /// FOR ALL TABLES.
     pub all_tables: bool,
-    /// Everything is published, by leaves.
-    pub options_fit: bool,
     /// Its tables, without our own, which carries schema changes.
     pub tables: BTreeSet<TableName>,
 }
@@ -87,14 +92,11 @@ pub struct Publication {
 /// # Errors
 /// The server's.
 pub async fn read(source: &mut PgConnection, publication: &str) -> Result<Option<Publication>> {
-    let head = sqlx::query(
-        "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot \
-         FROM pg_catalog.pg_publication WHERE pubname = $1",
-    )
-    .bind(publication)
-    .fetch_optional(&mut *source)
-    .await
-    .map_err(|e| classify(e, Side::Source))?;
+    let head = sqlx::query("SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1")
+        .bind(publication)
+        .fetch_optional(&mut *source)
+        .await
+        .map_err(|e| classify(e, Side::Source))?;
     let Some(head) = head else { return Ok(None) };
     let rows = sqlx::query(
         "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication p \
@@ -107,7 +109,7 @@ pub async fn read(source: &mut PgConnection, publication: &str) -> Result<Option
     .map_err(|e| classify(e, Side::Source))?;
     let tables = rows.iter().map(|row| Ok(TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?)));
     let tables = tables.collect::<Result<_>>()?;
-    Ok(Some(Publication { all_tables: get(&head, 0)?, options_fit: get(&head, 1)?, tables }))
+    Ok(Some(Publication { all_tables: get(&head, 0)?, tables }))
 }
 
 /// Runs statements one by one, each a transaction of its own.

@@ -49,7 +49,7 @@ pub async fn blockers(source: &mut PgConnection, xids: Option<&[i64]>, waiting_p
         "WITH busy AS ( \
              SELECT a.pid, 'backend pid ' || a.pid || coalesce(' (' || nullif(a.usename, '') || coalesce(', ' || nullif(a.application_name, ''), '') || ')', '') AS who, \
                     a.xact_start AS since, a.backend_xid AS xid, \
-                    pg_catalog.left(pg_catalog.regexp_replace(pg_catalog.regexp_replace(a.query, '''[^'']*''', '''…''', 'g'), '\\s+', ' ', 'g'), 120) AS query \
+                    pg_catalog.left(pg_catalog.regexp_replace(pg_catalog.regexp_replace(a.query, '''[^'']*''', '''...''', 'g'), '\\s+', ' ', 'g'), 120) AS query \
              FROM pg_catalog.pg_stat_activity a WHERE a.backend_xid IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid() \
              UNION ALL \
              SELECT 0, 'prepared transaction ' || pg_catalog.quote_literal(p.gid), p.prepared, p.transaction, NULL FROM pg_catalog.pg_prepared_xacts p) \

@@ -5,6 +5,7 @@
 use rdkafka::admin::ResourceSpecifier;
 use rdkafka::producer::Producer;
 
+use super::authorized::{Operation, Resource};
 use super::check_rights as rights;
 use super::settings::RECORD_OVERHEAD;
 use super::topics::{Admin, Topic, look_up};
@@ -47,6 +48,12 @@ async fn look(settings: &KafkaSettings, streams: &[&str], findings: &mut Finding
     let admin = Admin::new(settings)?;
     let mut missing = false;
     for stream in streams {
+        let group = settings.topic(stream)?;
+        match admin.may(Resource::Group(group.clone()), &[Operation::Describe, Operation::Read]).await {
+            Ok(()) => findings.ok("rights", "may describe and read"),
+            Err(error) => cannot_look(settings, findings, "rights", &error),
+        }
+        findings.about(format!("group {group}"));
         for (topic, is_log) in [(settings.topic(stream)?, true), (settings.registry_topic(stream)?, false)] {
             let name = topic.clone();
             let found = queue.question(move |control, events, within| look_up(control.client(), events, &name, within)).await;

@@ -7,6 +7,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::authorized::{Operation, Resource};
 use super::client::{Context, blocking};
 use super::settings::{Client, KafkaSettings};
 use super::topics::{Admin, to_i64, watermarks};
@@ -33,7 +34,7 @@ pub(super) fn grants(settings: &KafkaSettings, server: &str) -> Vec<String> {
     ]
 }
 
-/// Asks whether a topic that is there may be read, and the log's records deleted (trim). Writing cannot be asked for without writing.
+/// Asks whether a topic that is there may be read and written, and the log's records deleted (trim).
 pub(super) async fn probe(queue: &KafkaQueue, admin: &Admin, topic: &str, is_log: bool) -> Vec<(&'static str, Result<()>)> {
     let name = topic.to_owned();
     let place = queue.question(move |control, events, within| watermarks(control.client(), events, &name, within)).await;
@@ -43,6 +44,7 @@ pub(super) async fn probe(queue: &KafkaQueue, admin: &Admin, topic: &str, is_log
     };
     let (settings, name) = (queue.settings.clone(), topic.to_owned());
     let mut answers = vec![("may read", blocking(move || read(&settings, &name, low)).await)];
+    answers.push(("may write", admin.may(Resource::Topic(topic.to_owned()), &[Operation::Write]).await));
     if is_log {
         answers.push(("may delete records", admin.delete_records(topic, low).await));
     }

@@ -37,6 +37,7 @@
 //! offsets or metadata* (bounded in size, expire after seven days).
 
 mod absent;
+mod authorized;
 mod check;
 mod check_rights;
 mod client;

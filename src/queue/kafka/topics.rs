@@ -8,7 +8,8 @@ use rdkafka::client::Client as RdClient;
 use rdkafka::error::{IsError, KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::{ClientContext, Offset};
 
-use super::client::{Context, Events, Reaped, ask};
+use super::authorized::{Operation, Resource, authorized};
+use super::client::{Context, Events, Reaped, ask, blocking};
 use super::errors;
 use super::settings::{Client, KafkaSettings};
 use crate::error::{Error, ErrorKind, Result};
@@ -165,6 +166,21 @@ impl Admin {
             Some(Err((_, code))) => Err(errors::coded(&doing, code)),
             _ => Ok(()),
         }
+    }
+
+    /// Asks whether this user may do all of these. Brokers that do not say are believed to allow them.
+    pub(super) async fn may(&self, of: Resource, wanted: &'static [Operation]) -> Result<()> {
+        let (client, within) = (self.client.share(), self.within);
+        blocking(move || {
+            let (client, doing) = (client.inner(), format!("asking for the rights on {of}"));
+            let found = ask(client.context().events(), &doing, within, |slice| authorized(client, &of, slice))?;
+            let Some(found) = found else { return Ok(()) };
+            match wanted.iter().find(|operation| !found.contains(operation)) {
+                Some(missing) => Err(errors::coded(&format!("{missing:?} on {of}"), of.denied())),
+                None => Ok(()),
+            }
+        })
+        .await
     }
 
     /// Removes topics; one that is not there is no error.

@@ -388,7 +388,8 @@ impl PostgresReplica {
     }
 
     async fn ddl(&mut self, statement: &str) -> Result<()> {
-        let run = self.connection.execute(AssertSqlSafe(statement));
+        // Parsed as one statement: a default or type that hides a second one is refused (PostgreSQL, "Extended Query").
+        let run = sqlx::query(AssertSqlSafe(statement)).persistent(false).execute(&mut self.connection);
         let done = within(PATIENT_WAIT, "changing the schema", run).await.map(drop);
         done.map_err(|error| match error.kind() {
             ErrorKind::Halt(_) | ErrorKind::Unexpected | ErrorKind::Config => {

@@ -126,12 +126,16 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<()> {
     })
 }
 
+/// One that this role may not look into is somebody else's: `init` and `check` say whose.
+const EXISTS: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+     WHERE n.nspname = 'millstream' AND c.relname = 'replica' AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'))";
+
 /// True when the ledger's tables are there.
 ///
 /// # Errors
 /// The server's.
 pub async fn exists(connection: &mut PgConnection) -> Result<bool> {
-    let query = sqlx::query_scalar("SELECT pg_catalog.to_regclass('millstream.replica') IS NOT NULL");
+    let query = sqlx::query_scalar(EXISTS);
     within(SHORT_WAIT, "looking for the ledger", query.fetch_one(connection)).await
 }
 

@@ -71,7 +71,11 @@ async fn tables_of_somebody_elses_are_told_what_they_lack() {
         ))
         .await;
     pair.config.replicas.get_mut("reports").unwrap().connect = poor;
-    pair.config.sources.values_mut().for_each(|shop| shop.schema_changes = millstream::config::SchemaChanges::Carry);
+    let may_install = pair.source.connect_as_superuser();
+    pair.config.sources.values_mut().for_each(|shop| {
+        shop.schema_changes = millstream::config::SchemaChanges::Carry;
+        shop.connect = may_install.clone();
+    });
     let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
     mend_all(&look().await, "table_right", 1, &pair.replica).await;
     gone(&look().await, "table_right");

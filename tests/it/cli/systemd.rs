@@ -92,7 +92,7 @@ async fn passwords_that_systemd_passes_as_credentials_are_found() {
     let server = PgServer::builder().hba(hba).start().await;
     let (source, replica) = (server.new_database().await, server.new_database().await);
     source
-        .execute("ALTER ROLE postgres PASSWORD 'from systemd'; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (7)")
+        .execute("ALTER ROLE millstream PASSWORD 'from systemd'; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (7)")
         .await;
     let credentials = Folder::new("credentials");
     let configuration = pair_configuration(&source.url(), &replica.url(), "embedded:{folder}/queue");

@@ -1,5 +1,7 @@
+use millstream::ErrorKind;
 use millstream::capture::begin::{begin_stream, new_slot_name};
 use millstream::event::{Genesis, TableName};
+use millstream::halt::HaltCode;
 use millstream::preflight::init::{InitOptions, Line, Outcome, slot};
 
 use super::Pair;
@@ -124,6 +126,14 @@ async fn extensions_that_indexes_and_constraints_stand_on_are_made() {
              CREATE INDEX ON a USING gin (v ext.gin_trgm_ops); CREATE TABLE b (id int PRIMARY KEY, far float8 DEFAULT earth())",
         )
         .await;
+    // Trusted ones are made by whoever may create in the database; the others by a superuser, as `check` says.
+    let (outcome, _) = pair.init_with(InitOptions::default()).await;
+    let refused = outcome.unwrap_err();
+    assert!(
+        refused.kind() == ErrorKind::Halt(HaltCode::ReplicaDenied) && refused.to_string().contains("earthdistance"),
+        "{refused}"
+    );
+    pair.replica.execute("CREATE EXTENSION earthdistance CASCADE").await;
     pair.init().await;
     let made = "SELECT string_agg(extname, ' ' ORDER BY extname) FROM pg_extension WHERE extname <> 'plpgsql'";
     assert_eq!(pair.replica.value(made).await, "btree_gist cube earthdistance pg_trgm");

@@ -12,7 +12,7 @@ use crate::support::daemon::{Site, pair_configuration};
 use crate::support::files::write_private;
 use crate::support::kafka::Kafka;
 use crate::support::tls::CertificateWish;
-use crate::support::wait::{LONG, until};
+use crate::support::wait::{LONG, eventually, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_scram_and_acls() {
@@ -42,6 +42,7 @@ async fn tls_scram_and_acls() {
     }
     let found = millstream::queue::kafka::check(&settings, &["s"]).await.into_list();
     assert!(found.iter().all(|f| f.severity <= Severity::Warning), "{found:#?}");
+    each_right_that_is_missing_is_found(&kafka, &settings).await;
     for mechanism in ["SCRAM-SHA-256", "PLAIN"] {
         let mut settings = settings.clone();
         settings.properties.insert("sasl.mechanism".into(), mechanism.into());
@@ -58,6 +59,33 @@ async fn tls_scram_and_acls() {
         queue.destroy(mechanism).await.unwrap();
     }
     the_password_is_in_no_line(&kafka, &settings).await;
+}
+
+/// Rights that only writing would need are asked for all the same.
+async fn each_right_that_is_missing_is_found(kafka: &Kafka, settings: &KafkaSettings) {
+    KafkaQueue::open(settings.clone()).unwrap().create("s").await.unwrap();
+    let prefix = &settings.topic_prefix;
+    for (operation, kind) in [("Write", "topic"), ("Read", "group")] {
+        let taken = format!(
+            "kafka-acls.sh --remove --force --allow-principal User:app --operation {operation} --{kind} {prefix} --resource-pattern-type prefixed"
+        );
+        super::check::carry_out(kafka, &taken).await;
+        let finding = eventually("the missing right", LONG, async || {
+            let found = millstream::queue::kafka::check(settings, &["s"]).await.into_list();
+            found.iter().find(|f| f.severity == Severity::Error).cloned().ok_or(found)
+        })
+        .await;
+        assert_eq!(finding.check, "rights", "{finding:#?}");
+        assert!(finding.what.contains(&format!("{operation} on {kind} '{prefix}s")), "{finding:#?}");
+        for command in &finding.remedy.unwrap().steps {
+            super::check::carry_out(kafka, command).await;
+        }
+        eventually("nothing wrong", LONG, async || {
+            let found = millstream::queue::kafka::check(settings, &["s"]).await.into_list();
+            if found.iter().all(|f| f.severity <= Severity::Warning) { Ok(()) } else { Err(found) }
+        })
+        .await;
+    }
 }
 
 /// THREATS 4: everything says everything it can.

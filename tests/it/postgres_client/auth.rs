@@ -33,7 +33,7 @@ async fn passwords_open_what_they_should() {
         let mut client = sql(&role(&server, user, Some(password), TlsMode::Disable)).await.unwrap();
         assert_eq!(value(&mut client, "SELECT current_user").await, user);
     }
-    let mut client = sql(&server.database("postgres").connect()).await.unwrap();
+    let mut client = sql(&server.database("postgres").connect_as_superuser()).await.unwrap();
     assert_eq!(value(&mut client, "SELECT current_user").await, "postgres");
 }
 
@@ -58,7 +58,7 @@ async fn a_refusal_is_a_denial_of_its_side_and_names_no_password() {
 #[tokio::test]
 async fn a_missing_database_and_a_missing_server_differ() {
     let server = server().await;
-    let mut to = server.database("nowhere").connect();
+    let mut to = server.database("nowhere").connect_as_superuser();
     assert_eq!(sql(&to).await.unwrap_err().kind(), ErrorKind::Config);
     to.port += 1;
     assert_eq!(sql(&to).await.unwrap_err().kind(), ErrorKind::Connection);

@@ -3,7 +3,7 @@
 
 use super::Lane;
 use crate::support::daemon::{Site, pair_configuration};
-use crate::support::postgres::PgServer;
+use crate::support::postgres::{PgServer, ROLE};
 use crate::support::workload::{Plan, Workload};
 use crate::support::workload_ops::SCHEMA;
 
@@ -17,6 +17,9 @@ const HBA: &str =
 async fn the_first_pair_works_as_documented_and_tells_no_secret() {
     let (source_server, replica_server) =
         tokio::join!(PgServer::builder().hba(HBA).start(), PgServer::builder().replica().hba(HBA).start());
+    for server in [&source_server, &replica_server] {
+        server.database("postgres").execute(&format!("DROP OWNED BY {ROLE}; DROP ROLE {ROLE}")).await;
+    }
     let [on_source, on_replica] = documented();
     let source = prepare_source(&source_server, &on_source).await;
     let (as_superuser, create) = on_replica;

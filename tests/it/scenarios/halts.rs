@@ -349,7 +349,7 @@ async fn a_table_that_is_dropped_and_made_anew_halts_until_it_is_copied() {
 async fn a_password_that_is_changed_in_its_file_needs_no_restart() {
     let server = PgServer::start().await;
     let lane = Lane::on(shared().await, &server, T).await;
-    lane.replica.execute("ALTER ROLE postgres PASSWORD 'first'").await;
+    lane.replica.execute("ALTER ROLE millstream PASSWORD 'first'").await;
     server.set_hba("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256");
     let file = lane.site.folder().join("reports.pw");
     let password = |text: &str| {
@@ -362,7 +362,7 @@ async fn a_password_that_is_changed_in_its_file_needs_no_restart() {
     lane.site.configure(&text.replacen("[replica.reports]", &line, 1));
     let daemon = lane.start().await;
     lane.replica
-        .execute("ALTER ROLE postgres PASSWORD 'second'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'millstream apply%'")
+        .execute("ALTER ROLE millstream PASSWORD 'second'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'millstream apply%'")
         .await;
     lane.source.execute("INSERT INTO t VALUES (30, 'late', 0)").await;
     lane.halted(&["replica_denied"]).await;
@@ -372,37 +372,68 @@ async fn a_password_that_is_changed_in_its_file_needs_no_restart() {
     assert_eq!(daemon.terminate().await.code(), Some(0));
 }
 
-/// What a publication leaves out is not on the stream, and lag stays green.
+/// What a publication leaves out is not on the stream, lag stays green, and putting it back brings nothing: only a new copy does.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publication_that_somebody_alters_halts_and_check_says_how_to_mend_it() {
+async fn a_publication_that_somebody_alters_halts_until_a_new_copy() {
     let lane = Lane::new(T).await;
-    let _daemon = lane.start().await;
-    let publication = lane.source.value("SELECT pubname FROM pg_publication").await;
-    let mut changes = vec![format!("ALTER PUBLICATION {publication} SET (publish = 'insert, update')")];
+    let name = lane.source.value("SELECT pubname FROM pg_publication").await;
+    let publishes = |what: &str| format!("ALTER PUBLICATION {name} SET (publish = '{what}')");
+    let (taken_out, put_back) =
+        (format!("ALTER PUBLICATION {name} DROP TABLE t"), format!("ALTER PUBLICATION {name} ADD TABLE ONLY t"));
+    let mut ways = vec![
+        (publishes("insert, update"), publishes("insert, update, delete, truncate")),
+        (taken_out.clone(), put_back.clone()),
+        (
+            format!("DROP PUBLICATION {name}"),
+            format!("CREATE PUBLICATION {name} FOR TABLE ONLY t, ONLY millstream.schema_change"),
+        ),
+    ];
     if major_version() >= 15 {
-        let again = |what: &str| {
-            format!("ALTER PUBLICATION {publication} DROP TABLE t; ALTER PUBLICATION {publication} ADD TABLE t {what}")
-        };
-        changes.extend([again("WHERE (id > 5)"), again("(id, v)")]);
+        let back = format!("{taken_out}; {put_back}");
+        ways.push((format!("{taken_out}; {put_back} WHERE (id > 5)"), back.clone()));
+        ways.push((format!("{taken_out}; {put_back} (id, v)"), back));
     }
-    for (n, change) in changes.iter().enumerate() {
-        lane.source.execute(change).await;
-        let status = lane.halted(&["source_misconfigured"]).await;
-        assert!(status.contains("was altered"), "{status}");
-        let report = lane.site.run(&["check", "--json"]).await.stdout;
-        let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
-        let found: Vec<_> =
-            report["findings"].as_array().expect("findings").iter().filter(|f| f["check"] == "publication").collect();
-        let [finding] = found[..] else { panic!("one finding: {report:#}") };
-        lane.source.execute(finding["remedy"]["steps"][0].as_str().expect("a statement")).await;
-        assert!(lane.site.run(&["check"]).await.stdout.contains("leaves nothing out"));
-        lane.source.execute(&format!("INSERT INTO t VALUES ({}, 'behind it', 0)", 30 + n)).await;
+    for (n, (alter, mend)) in ways.iter().enumerate() {
+        let daemon = lane.start().await;
         lane.equal().await;
-        lane.site.ready(super::CATCH_UP).await;
+        lane.source.execute(alter).await;
+        let status = lane.halted(&["publication_altered"]).await;
+        assert!(status.contains("was altered"), "{status}");
+        lane.source.execute(&format!("DELETE FROM t WHERE id = 1; INSERT INTO t VALUES ({}, 'left out', 0)", 30 + n)).await;
+        lane.source.execute(mend).await;
+        assert_eq!(daemon.terminate().await.code(), Some(0));
+        stays_altered_until_a_new_copy(&lane).await;
     }
-    // Since PostgreSQL 18 the stream goes on without it.
-    lane.source.execute(&format!("DROP PUBLICATION {publication}")).await;
-    lane.halted(&["source_misconfigured"]).await;
+    // Nobody looks: the mark tells.
+    lane.source.execute(&format!("{}; {}", ways[0].0, ways[0].1)).await;
+    stays_altered_until_a_new_copy(&lane).await;
+    let daemon = lane.start().await;
+    lane.equal().await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+}
+
+async fn stays_altered_until_a_new_copy(lane: &Lane<'_>) {
+    let daemon = lane.site.start();
+    lane.halted(&["publication_altered"]).await;
+    daemon.kill();
+    let refused = lane.site.run(&["init"]).await;
+    assert!(refused.code == Some(78) && refused.stderr.contains("was altered"), "{refused:?}");
+    let report: serde_json::Value = serde_json::from_str(&lane.site.run(&["check", "--json"]).await.stdout).expect("JSON");
+    let findings = report["findings"].as_array().expect("findings");
+    let finding = findings.iter().find(|f| f["check"] == "publication").expect("the finding");
+    assert_eq!(finding["severity"], "error", "{finding:#}");
+    for step in finding["remedy"]["steps"].as_array().expect("steps") {
+        let (command, _) = step.as_str().expect("a step").split_once('#').unwrap_or((step.as_str().expect("a step"), ""));
+        let mut words: Vec<&str> = command.split_whitespace().skip(1).collect();
+        if words[0] == "teardown" {
+            words.push("--yes");
+        } else {
+            lane.replica.execute("TRUNCATE t").await;
+        }
+        lane.site.must(&words).await;
+    }
+    let after = lane.site.run(&["check"]).await.stdout;
+    assert!(after.contains("leaves nothing out"), "{after}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

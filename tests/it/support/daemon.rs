@@ -6,13 +6,16 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use millstream::config::{Config, Environment, PgHost, SchemaChanges};
 use rustix::process::Signal;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::files::Folder;
 use super::postgres::{PgDatabase, free_port};
 use super::process::Process;
+use super::sql;
 use super::wait::eventually;
 
 /// The program under test: `MILLSTREAM_BIN`, what Cargo built for this test, or what lies beside an example.
@@ -33,6 +36,8 @@ pub struct Site {
     http_port: u32,
     /// Environment of every command and daemon.
     pub environment: Vec<(String, String)>,
+    /// Nobody runs what `init --superuser-sql` prints.
+    pub without_triggers: bool,
     runs: AtomicU32,
 }
 
@@ -52,7 +57,7 @@ impl Site {
     pub fn new(configuration: &str) -> Self {
         let folder = Folder::new("site");
         let http_port = free_port();
-        let site = Self { folder, http_port, environment: Vec::new(), runs: AtomicU32::new(0) };
+        let site = Self { folder, http_port, environment: Vec::new(), without_triggers: false, runs: AtomicU32::new(0) };
         site.configure(configuration);
         site
     }
@@ -97,8 +102,38 @@ impl Site {
         command
     }
 
-    /// Runs a command to its end.
+    /// Runs a command to its end. `init` finds what the documentation has a superuser install first.
     pub async fn run(&self, arguments: &[&str]) -> Outcome {
+        if arguments.first() == Some(&"init") && !arguments.contains(&"--superuser-sql") && !self.without_triggers {
+            self.install_triggers().await;
+        }
+        self.output(arguments).await
+    }
+
+    /// As `docs/postgresql.md` has it: what `init --superuser-sql` prints, run by a superuser. A source that cannot be reached is the command's to tell.
+    async fn install_triggers(&self) {
+        let text = fs::read_to_string(self.configuration()).expect("millstream.toml");
+        let environment = Environment::of(self.environment.iter().cloned());
+        let Ok(config) = Config::parse(&self.configuration(), &text, &environment) else { return };
+        for source in config.sources.values().filter(|source| source.schema_changes == SchemaChanges::Carry) {
+            let printed = self.output(&["init", "--source", &source.name, "--superuser-sql"]).await;
+            if printed.code != Some(0) || !printed.stdout.contains(';') {
+                continue;
+            }
+            let at = &source.connect;
+            let host = match &at.host {
+                PgHost::Unix(folder) => folder.display().to_string(),
+                PgHost::Tcp(name) => name.clone(),
+            };
+            let options =
+                PgConnectOptions::new_without_pgpass().host(&host).port(at.port).username("postgres").database(&at.database);
+            // A server that asks even superusers for a password goes without.
+            let Ok(mut superuser) = sql::connect(&options.ssl_mode(PgSslMode::Prefer)).await else { continue };
+            sql::query(&mut superuser, &printed.stdout).await.unwrap_or_else(|e| panic!("{e}: {}", printed.stdout));
+        }
+    }
+
+    async fn output(&self, arguments: &[&str]) -> Outcome {
         let mut command = self.command(arguments);
         let output = tokio::task::spawn_blocking(move || command.output()).await.expect("join").expect("millstream");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");

@@ -42,6 +42,8 @@ jit = off
 listen_addresses = '127.0.0.1'
 log_line_prefix = '%m [%p] %q%u@%d '
 ";
+/// Whom Millstream connects as: the documented rights ([`template`] makes it), nothing more.
+pub const ROLE: &str = "millstream";
 const TRUST: &str = "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n";
 
 /// How a server is to be.
@@ -266,7 +268,9 @@ impl PgServer {
     /// A database of its own on this server.
     pub async fn new_database(&self) -> PgDatabase<'_> {
         let name = format!("db{}", self.databases.fetch_add(1, Ordering::Relaxed));
-        self.database("postgres").execute(&format!("CREATE DATABASE {name}")).await;
+        let postgres = self.database("postgres");
+        postgres.execute(&format!("CREATE DATABASE {name}")).await;
+        postgres.execute(&format!("GRANT CREATE ON DATABASE {name} TO {ROLE}")).await;
         self.database(&name)
     }
 
@@ -417,12 +421,12 @@ impl PgDatabase<'_> {
         eventually("a connection", LONG, async || sql::connect(&options).await).await
     }
 
-    /// How Millstream would reach it over the Unix socket, as superuser.
+    /// How Millstream reaches it over the Unix socket, with the rights that are documented ([`ROLE`]).
     pub fn connect(&self) -> PgConnect {
         PgConnect {
             host: PgHost::Unix(self.server.folder().to_owned()),
             port: self.server.port(),
-            user: "postgres".into(),
+            user: ROLE.into(),
             database: self.name.clone(),
             password: None,
             password_file: None,
@@ -431,6 +435,11 @@ impl PgDatabase<'_> {
             client_certificate: None,
             connect_timeout: Duration::from_secs(5),
         }
+    }
+
+    /// The same as a superuser.
+    pub fn connect_as_superuser(&self) -> PgConnect {
+        PgConnect { user: "postgres".into(), ..self.connect() }
     }
 
     /// The same over TCP on 127.0.0.1, without TLS.
@@ -445,13 +454,13 @@ impl PgDatabase<'_> {
 
     /// For the configuration file, through a proxy's port.
     pub fn url_at(&self, port: u16) -> String {
-        format!("postgres://postgres@127.0.0.1:{port}/{}?sslmode=disable", self.name)
+        format!("postgres://{ROLE}@127.0.0.1:{port}/{}?sslmode=disable", self.name)
     }
 
     /// For the configuration file: the Unix socket.
     pub fn socket_url(&self) -> String {
         let folder = self.server.folder().display().to_string().replace('/', "%2F");
-        format!("postgres://postgres@{folder}:{}/{}", self.server.port(), self.name)
+        format!("postgres://{ROLE}@{folder}:{}/{}", self.server.port(), self.name)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Which PostgreSQL to test with, and a fresh cluster in a fraction of initdb's time.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use super::files::{Folder, give_to_server_user};
@@ -34,11 +35,13 @@ pub fn replica_bin() -> &'static Path {
 /// Major version of the source's servers.
 pub fn major_version() -> u32 {
     static VERSION: OnceLock<u32> = OnceLock::new();
-    *VERSION.get_or_init(|| {
-        let text = run(Command::new(bin().join("postgres")).arg("--version"));
-        let number = text.split_whitespace().find_map(|word| word.split(['.', 'b', 'r', 'd']).next()?.parse().ok());
-        number.unwrap_or_else(|| panic!("no version in {text:?}"))
-    })
+    *VERSION.get_or_init(|| version_of(bin()))
+}
+
+fn version_of(bin: &Path) -> u32 {
+    let text = run(Command::new(bin.join("postgres")).arg("--version"));
+    let number = text.split_whitespace().find_map(|word| word.split(['.', 'b', 'r', 'd']).next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("no version in {text:?}"))
 }
 
 /// Fills `data` with a new cluster: one initdb for the process, then copies, each with an identity of its own. Where the server
@@ -67,8 +70,37 @@ pub fn copy_cluster(from: &Path, to: &Path) {
 fn initdb(bin: &Path, data: &Path) {
     let mut initdb = Command::new(bin.join("initdb"));
     initdb.arg("-D").arg(data);
-    initdb.args(["-U", "postgres", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync", "--no-instructions"]);
+    initdb.args(["-U", "bootstrap", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync", "--no-instructions"]);
     run(as_server_user(&mut initdb));
+    make_roles(bin, data);
+}
+
+/// The roles of every cluster. Tests' own SQL runs as `postgres`, a superuser who owns what it makes but, unlike the cluster's first role,
+/// none of the server's own functions and catalogs. Millstream runs as a role with the rights of `docs/postgresql.md` and no more
+/// (threat 13): membership gives it `postgres`' tables and none of its superuser's powers.
+const ROLES: &str = "\
+CREATE ROLE postgres SUPERUSER LOGIN
+CREATE ROLE millstream LOGIN REPLICATION
+GRANT postgres TO millstream
+GRANT pg_read_all_stats TO millstream
+";
+/// For PostgreSQL 15 and later.
+const REPLICA_ROLE_SETTING: &str = "GRANT SET ON PARAMETER session_replication_role TO millstream\n";
+
+/// By a server in single-user mode: a statement a line, and an end of input to stop it.
+fn make_roles(bin: &Path, data: &Path) {
+    let mut server = Command::new(bin.join("postgres"));
+    server.arg("--single").arg("-D").arg(data).args(["-c", "exit_on_error=on", "-c", "fsync=off", "template1"]);
+    server.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = as_server_user(&mut server).spawn().expect("postgres --single");
+    let mut input = child.stdin.take().expect("its input");
+    input.write_all(ROLES.as_bytes()).expect("roles");
+    if version_of(bin) >= 15 {
+        input.write_all(REPLICA_ROLE_SETTING.as_bytes()).expect("roles");
+    }
+    drop(input);
+    let output = child.wait_with_output().expect("postgres --single");
+    assert!(output.status.success(), "roles: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Another system identifier: source and replica must not look like one cluster. The control file ends with its CRC-32C
