@@ -45,11 +45,13 @@ fuzz: ## every fuzz target for FUZZ_SECONDS=30 each
 	@tests/tools/fuzz $(FUZZ_SECONDS)
 
 bench: ## figures against PostgreSQL's own subscription, into docs/benchmarks.md
-	@tests/tools/install-deps
+	@tests/tools/install-deps kafka
+	@tests/tools/install-kafka
 	@tests/tools/bench
 
 bench-quick: ## the same in two minutes, printed only
-	@tests/tools/install-deps
+	@tests/tools/install-deps kafka
+	@tests/tools/install-kafka
 	@tests/tools/bench --quick
 
 lint: ## format and lints only

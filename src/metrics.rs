@@ -55,7 +55,8 @@ names! {
     gauge SOURCE_LAG_BYTES = "millstream_source_lag_bytes", "Bytes of the source's log that are not durable in the queue.";
     gauge SOURCE_RETAINED_WAL_BYTES = "millstream_source_retained_wal_bytes", "WAL that the slot retains at the source.";
     gauge SOURCE_RETAIN_BUDGET_BYTES = "millstream_source_retain_budget_bytes", "retain_max_bytes.";
-    gauge SOURCE_RETAIN_BUDGET_SECONDS = "millstream_source_retain_budget_seconds", "Time until the budget ends at the present rate. Absent while it does not grow.";
+    gauge SOURCE_UNCONFIRMED_SECONDS = "millstream_source_unconfirmed_seconds", "Time for which the slot was not confirmed further while the source's log went on.";
+    gauge SOURCE_RETAIN_BUDGET_SECONDS = "millstream_source_retain_budget_seconds", "Time until retain_max_bytes or retain_max_age ends at the present rate. Absent while nothing grows.";
     gauge SOURCE_TABLES_NOT_CAPTURED = "millstream_source_tables_not_captured", "Tables that match and are not captured until `millstream init` runs again.";
     gauge SOURCE_BUFFERED_BYTES = "millstream_source_buffered_bytes", "Transactions in progress, in memory.";
     gauge SOURCE_SPILLED_BYTES = "millstream_source_spilled_bytes", "Transactions in progress, on disk.";
@@ -118,6 +119,7 @@ fn of_source(name: &str, source: &Source) {
         }
     };
     optional(SOURCE_LAG_BYTES, source.lag_bytes);
+    gauge!(SOURCE_UNCONFIRMED_SECONDS, SOURCE => label()).set(source.retained.unconfirmed_seconds as f64);
     optional(SOURCE_RETAINED_WAL_BYTES, source.retained.bytes);
     optional(SOURCE_RETAIN_BUDGET_SECONDS, source.retained.budget_seconds);
     optional(QUEUE_BYTES, source.stream.queued_bytes);

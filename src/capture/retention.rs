@@ -1,7 +1,8 @@
 //! The source's log that the slot retains, against its budget (I7).
 //!
-//! Runs as long as the daemon, also while the stream is halted: that is when the source's disk fills. Past
-//! `retain_max_bytes` it says so, loudly, or asks for the slot to be dropped, as configured.
+//! Runs as long as the daemon, also while the stream is halted: that is when the source's disk fills, and rows that nobody needs any more
+//! cannot be removed from its catalogs. Past `retain_max_bytes`, or once the slot has stood still for `retain_max_age`, it says so, loudly, or asks for the
+//! slot to be dropped, as configured.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::recover;
 use super::status::CaptureStatus;
 use crate::config::SourceConfig;
 use crate::error::Result;
-use crate::event::Position;
+use crate::event::{Lsn, Position};
 use crate::postgres::{Mode, PgClient, Side, SimpleRow, quote_literal};
 use crate::queue::Queue;
 
@@ -24,6 +25,8 @@ use crate::queue::Queue;
 const EVERY: Duration = Duration::from_secs(3);
 /// A queue that has not given the slot's name by then is not waited for.
 const QUEUE_WAIT: Duration = Duration::from_secs(5);
+/// A slot that has not moved for so long stands still.
+const STANDS_SECONDS: u64 = 60;
 /// Weight of the newest rate among those before.
 const NEWEST: f64 = 0.2;
 
@@ -36,12 +39,39 @@ pub struct Retention {
     pub retained_bytes: u64,
     /// What may still be written before the source itself invalidates the slot (`max_slot_wal_keep_size`); `None` when unlimited.
     pub safe_bytes: Option<u64>,
+    /// Seconds for which the slot was not confirmed further while the source's log went on, as far as this process has seen.
+    pub unconfirmed_seconds: u64,
     /// The configured budget.
     pub budget_bytes: u64,
-    /// Seconds until the budget ends at the present rate; `None` while it does not grow.
+    /// The same in time.
+    pub budget_age_seconds: u64,
+    /// Seconds until either ends at the present rate; `None` while nothing grows.
     pub budget_seconds: Option<u64>,
     /// The budget has ended.
     pub exceeded: bool,
+}
+
+impl Retention {
+    /// What lies beyond the budget, in words.
+    #[must_use]
+    pub fn excess(&self) -> String {
+        if self.retained_bytes > self.budget_bytes {
+            return format!("{} bytes, more than retain_max_bytes ({})", self.retained_bytes, self.budget_bytes);
+        }
+        format!(
+            "nothing was confirmed for {} s, longer than retain_max_age ({} s)",
+            self.unconfirmed_seconds, self.budget_age_seconds
+        )
+    }
+
+    fn judge(&mut self, budget: &Self, rate: &mut Rate) {
+        (self.budget_bytes, self.budget_age_seconds) = (budget.budget_bytes, budget.budget_age_seconds);
+        self.exceeded = self.retained_bytes > self.budget_bytes || self.unconfirmed_seconds > self.budget_age_seconds;
+        let by_size = rate.seconds_until(self.budget_bytes, self.retained_bytes);
+        let stands = self.unconfirmed_seconds >= STANDS_SECONDS;
+        let by_age = stands.then(|| self.budget_age_seconds.saturating_sub(self.unconfirmed_seconds));
+        self.budget_seconds = by_size.into_iter().chain(by_age).min();
+    }
 }
 
 /// Looks until it is dropped.
@@ -51,28 +81,25 @@ pub async fn run(
     application_name: String,
     status: Arc<watch::Sender<CaptureStatus>>,
 ) -> Result<()> {
-    let budget_bytes = source.retain_max_bytes;
-    let mut watcher = Watcher { source, queue, application_name, client: None, in_queue: None };
+    let budget = Retention {
+        budget_bytes: source.retain_max_bytes,
+        budget_age_seconds: source.retain_max_age.as_secs(),
+        ..Retention::default()
+    };
+    let mut watcher = Watcher { source, queue, application_name, client: None, in_queue: None, confirmed: None };
     let mut rate = Rate::default();
     loop {
         match watcher.look().await {
             Ok(Some((slot, mut seen))) => {
-                seen.budget_bytes = budget_bytes;
-                seen.exceeded = seen.retained_bytes > budget_bytes;
-                seen.budget_seconds = rate.seconds_until(budget_bytes, seen.retained_bytes);
+                seen.judge(&budget, &mut rate);
                 let before = replace(&status, Some(&slot), seen);
                 if seen.exceeded && !before.exceeded {
-                    tracing::error!(
-                        slot,
-                        retained_bytes = seen.retained_bytes,
-                        budget_bytes,
-                        "the slot retains more of the source's log than retain_max_bytes"
-                    );
+                    tracing::error!(slot, "the slot retains too much of the source's log: {}", seen.excess());
                 } else if before.exceeded && !seen.exceeded {
-                    tracing::info!(slot, retained_bytes = seen.retained_bytes, "the slot is within retain_max_bytes again");
+                    tracing::info!(slot, retained_bytes = seen.retained_bytes, "the slot is within its budget again");
                 }
             }
-            Ok(None) => drop(replace(&status, None, Retention { budget_bytes, ..Retention::default() })),
+            Ok(None) => drop(replace(&status, None, budget)),
             // The stream's own connection says it louder.
             Err(error) => {
                 tracing::debug!(%error, "retained log not known");
@@ -102,6 +129,8 @@ struct Watcher {
     client: Option<PgClient>,
     /// The slot's name, once the log gave it.
     in_queue: Option<String>,
+    /// How far the slot is confirmed, and since when.
+    confirmed: Option<(Lsn, Instant)>,
 }
 
 impl Watcher {
@@ -120,7 +149,26 @@ impl Watcher {
             },
         };
         let rows = self.client().await?.simple_query(&sql(&slot)).await?;
-        if rows.is_empty() { Ok(None) } else { Ok(Some((slot, one(rows)?.try_into()?))) }
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let row = one(rows)?;
+        let (confirmed, end): (Lsn, Lsn) = (row.parse("confirmed")?, row.parse("lsn")?);
+        let mut seen = Retention::try_from(row)?;
+        seen.unconfirmed_seconds = self.stands_still(confirmed, end).as_secs();
+        Ok(Some((slot, seen)))
+    }
+
+    /// For how long the slot has stood at this place with more behind it.
+    fn stands_still(&mut self, confirmed: Lsn, end: Lsn) -> Duration {
+        let now = Instant::now();
+        match self.confirmed {
+            Some((before, since)) if before == confirmed && confirmed < end => now - since,
+            _ => {
+                self.confirmed = Some((confirmed, now));
+                Duration::ZERO
+            }
+        }
     }
 
     /// The one slot that the source has for us: queues are down, damaged or lost for long at times, and the slot retains all the while. One that is being
@@ -148,7 +196,8 @@ impl Watcher {
 
 fn sql(slot: &str) -> String {
     format!(
-        "SELECT w.lsn, pg_catalog.pg_wal_lsn_diff(w.lsn, coalesce(s.restart_lsn, w.lsn))::int8 AS retained, s.safe_wal_size \
+        "SELECT w.lsn, pg_catalog.pg_wal_lsn_diff(w.lsn, coalesce(s.restart_lsn, w.lsn))::int8 AS retained, s.safe_wal_size, \
+         coalesce(s.confirmed_flush_lsn, w.lsn) AS confirmed \
          FROM pg_catalog.pg_replication_slots s, LATERAL (SELECT CASE WHEN pg_catalog.pg_is_in_recovery() \
            THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END) AS w (lsn) \
          WHERE s.slot_name = {}",

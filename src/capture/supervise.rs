@@ -165,10 +165,7 @@ impl Supervisor {
 
     async fn drop_slot_for_budget(&self) -> Error {
         let retention = self.site.status.borrow().retention;
-        let why = format!(
-            "the slot retained {} bytes, more than retain_max_bytes ({})",
-            retention.retained_bytes, retention.budget_bytes
-        );
+        let why = format!("the slot retained too much of the source's log ({})", retention.excess());
         match self.drop_slot().await {
             Ok(()) => Error::halt(HaltCode::SlotMissing, format!("{why}, and was dropped as on_retain_limit asks")),
             Err(error) => Error::new(ErrorKind::Connection, format!("{why}, and could not be dropped yet")).with_source(error),
@@ -180,8 +177,8 @@ impl Supervisor {
         let dropped = self.try_to_drop_slot().await;
         self.site.status.send_modify(|status| status.retention.exceeded = false);
         match &dropped {
-            Ok(slot) => tracing::error!(slot, "dropped the slot: it retained more than retain_max_bytes"),
-            Err(error) => tracing::error!(%error, "the slot retains more than retain_max_bytes and could not be dropped"),
+            Ok(slot) => tracing::error!(slot, "dropped the slot: it retained more than its budget"),
+            Err(error) => tracing::error!(%error, "the slot retains more than its budget and could not be dropped"),
         }
         dropped.map(drop)
     }

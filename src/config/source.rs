@@ -28,7 +28,9 @@ pub struct SourceConfig {
     pub schema_changes: SchemaChanges,
     /// WAL that the slot may retain on the source (I7).
     pub retain_max_bytes: u64,
-    /// What happens past it.
+    /// How long the slot may stand still while the source goes on (I7).
+    pub retain_max_age: Duration,
+    /// What happens past either.
     pub on_retain_limit: OnRetainLimit,
     /// Memory for transactions in progress; past it they spill.
     pub memory_bytes: u64,
@@ -80,6 +82,8 @@ pub(super) struct RawSource {
     pub schema_changes: SchemaChanges,
     #[serde(default = "default_retain_max_bytes")]
     pub retain_max_bytes: ByteSize,
+    #[serde(default = "default_retain_max_age")]
+    pub retain_max_age: Period,
     #[serde(default)]
     pub on_retain_limit: OnRetainLimit,
     #[serde(default = "default_memory_bytes")]
@@ -98,6 +102,10 @@ pub(super) struct RawSource {
 
 fn default_retain_max_bytes() -> ByteSize {
     ByteSize(50 << 30)
+}
+
+fn default_retain_max_age() -> Period {
+    Period(Duration::from_secs(7 * 86_400))
 }
 
 fn default_memory_bytes() -> ByteSize {
@@ -149,6 +157,9 @@ impl Build<'_> {
             return Err(self.error(&key("tables"), way));
         }
         self.at_least(&key("retain_max_bytes"), raw.retain_max_bytes, 64 << 20)?;
+        if raw.retain_max_age.0 < Duration::from_secs(60) {
+            return Err(self.error(&key("retain_max_age"), "must be at least 1m"));
+        }
         self.at_least(&key("memory_bytes"), raw.memory_bytes, 1 << 20)?;
         self.at_least(&key("spill_max_bytes"), raw.spill_max_bytes, 1 << 20)?;
         let heartbeat = raw.heartbeat_interval.0;
@@ -175,6 +186,7 @@ impl Build<'_> {
             tables,
             schema_changes: raw.schema_changes,
             retain_max_bytes: raw.retain_max_bytes.0,
+            retain_max_age: raw.retain_max_age.0,
             on_retain_limit: raw.on_retain_limit,
             memory_bytes: raw.memory_bytes.0,
             spill_max_bytes: raw.spill_max_bytes.0,

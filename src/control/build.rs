@@ -138,6 +138,8 @@ fn captured(source: &mut Source, capture: &CaptureStatus) {
     source.retained = Retained {
         bytes: capture.retention.source_position.map(|_| capture.retention.retained_bytes),
         budget_bytes: source.retained.budget_bytes,
+        unconfirmed_seconds: capture.retention.unconfirmed_seconds,
+        budget_age_seconds: capture.retention.budget_age_seconds,
         budget_seconds: capture.retention.budget_seconds,
         safe_bytes: capture.retention.safe_bytes,
         exceeded: capture.retention.exceeded,
@@ -195,7 +197,7 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
             (state, None) => reasons.push(format!("source {name} is {}", state.replace('_', " "))),
         }
         if source.retained.exceeded {
-            reasons.push(format!("source {name} retains more WAL than retain_max_bytes"));
+            reasons.push(format!("source {name} retains more WAL, or for longer, than its budget allows"));
         }
     }
     for (name, replica) in &status.replicas {
@@ -305,7 +307,7 @@ mod tests {
         });
         assert_eq!(halted, ["source shop is halted: queue_lost", "replica reports is halted: replica_conflict"]);
         let over = with(|_, source, _| source.retained.exceeded = true);
-        assert_eq!(over, ["source shop retains more WAL than retain_max_bytes"]);
+        assert_eq!(over, ["source shop retains more WAL, or for longer, than its budget allows"]);
         let waiting = with(|status, _, _| status.daemon.waiting_for = Some("process 7".to_owned()));
         assert_eq!(waiting, ["waiting for process 7"]);
     }

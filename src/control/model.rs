@@ -196,7 +196,11 @@ pub struct Retained {
     pub bytes: Option<u64>,
     /// `retain_max_bytes`.
     pub budget_bytes: u64,
-    /// Seconds until the budget ends at the present rate; `null` while it does not grow.
+    /// Seconds for which the slot was not confirmed further while the source's log went on.
+    pub unconfirmed_seconds: u64,
+    /// `retain_max_age`, in seconds.
+    pub budget_age_seconds: u64,
+    /// Seconds until a budget ends at the present rate; `null` while nothing grows.
     pub budget_seconds: Option<u64>,
     /// What may still be written before the server itself invalidates the slot; `null` when unlimited.
     pub safe_bytes: Option<u64>,

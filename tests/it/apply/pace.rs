@@ -43,6 +43,7 @@ fn any_source(rig: &Rig) -> SourceConfig {
         tables: vec!["public.*".into()],
         schema_changes: SchemaChanges::default(),
         retain_max_bytes: 1 << 30,
+        retain_max_age: Duration::from_secs(7 * 86_400),
         on_retain_limit: OnRetainLimit::Alarm,
         memory_bytes: 16 << 20,
         spill_max_bytes: 1 << 30,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millstream::capture::postgres::publication::mark;
 use millstream::capture::postgres::slot;
 use millstream::capture::{
     CaptureState, CaptureStatus, begin_stream, new_slot_name, publication_name, record_slot_start, run_capture,
@@ -88,6 +89,7 @@ impl<'s> Rig<'s> {
             tables: vec!["public.*".into()],
             schema_changes: SchemaChanges::default(),
             retain_max_bytes: 1 << 40,
+            retain_max_age: Duration::from_secs(7 * 86_400),
             on_retain_limit: OnRetainLimit::Alarm,
             memory_bytes: 4 << 20,
             spill_max_bytes: 1 << 30,
@@ -104,7 +106,7 @@ impl<'s> Rig<'s> {
              EXECUTE format('CREATE PUBLICATION {} FOR TABLE %s WITH (publish_via_partition_root = false)', list); END $$",
             publication_name("shop")
         );
-        db.execute(&publish).await;
+        db.execute(&format!("{publish}; {}", mark(&publication_name("shop")))).await;
         let rig = Self { db, folder, queue, source, queue_max_bytes: 1 << 40, slot: new_slot_name("shop") };
         rig.begin().await;
         // Without a consumer a new writer trims what lies before its base.

@@ -338,6 +338,24 @@ async fn past_its_budget_the_slot_is_dropped_when_asked_for() {
     capture.stop().await;
 }
 
+/// I7, in time: nothing is confirmed while the queue is full, and the source's log goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_its_age_the_slot_is_dropped_when_asked_for() {
+    let server = PgServer::start().await;
+    let mut rig = Rig::new(&server, TABLE).await;
+    rig.queue_max_bytes = 1000;
+    rig.source.retain_max_age = std::time::Duration::from_secs(4);
+    rig.source.on_retain_limit = OnRetainLimit::DropSlot;
+    let capture = rig.start();
+    capture.reaches(CaptureState::Streaming).await;
+    rig.db.execute("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 100) i").await;
+    let (code, error) = capture.halts().await;
+    assert_eq!(code, HaltCode::SlotMissing);
+    assert!(error.contains("retain_max_age"), "{error}");
+    assert_eq!(rig.db.value("SELECT count(*)::text FROM pg_replication_slots").await, "0");
+    capture.stop().await;
+}
+
 /// I7: a queue that cannot be read says neither the slot's name nor when it will come back, and the source fills all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn past_its_budget_the_slot_is_dropped_also_when_the_queue_is_lost() {

@@ -21,6 +21,7 @@ fn source_config(connect: PgConnect) -> SourceConfig {
         tables: vec!["public.*".into()],
         schema_changes: SchemaChanges::default(),
         retain_max_bytes: 50 << 30,
+        retain_max_age: Duration::from_secs(7 * 86_400),
         on_retain_limit: OnRetainLimit::Alarm,
         memory_bytes: 64 << 20,
         spill_max_bytes: 1 << 30,

@@ -58,7 +58,7 @@ async fn a_slot_that_is_gone_and_one_that_retains_more_than_it_may() {
     let source = SourceConfig { retain_max_bytes: 20 << 20, ..source_config(db.connect()) };
     let found = problem(&findings(&source).await, "slot");
     assert!(found.severity == Severity::Error && found.remedy.is_some(), "{found:?}");
-    db.value("SELECT pg_create_logical_replication_slot('millstream_shop_1', 'pgoutput')::text").await;
+    db.value("SELECT pg_create_logical_replication_slot('millstream_shop_00000001', 'pgoutput')::text").await;
     gone(&findings(&source).await, "slot");
     gone(&findings(&source).await, "retention");
     for _ in 0..3 {
@@ -69,7 +69,7 @@ async fn a_slot_that_is_gone_and_one_that_retains_more_than_it_may() {
     // What it may restart from moves with the records of running transactions that checkpoints write.
     until("the slot to let go", LONG, async || {
         db.execute("CHECKPOINT").await;
-        db.value("SELECT end_lsn FROM pg_replication_slot_advance('millstream_shop_1', pg_current_wal_lsn())").await;
+        db.value("SELECT end_lsn FROM pg_replication_slot_advance('millstream_shop_00000001', pg_current_wal_lsn())").await;
         findings(&source).await.iter().any(|f| f.check == "retention" && f.severity == Severity::Ok)
     })
     .await;

@@ -53,6 +53,7 @@ impl Pair {
             // Tables come by `init` alone here.
             schema_changes: SchemaChanges::Halt,
             retain_max_bytes: 1 << 30,
+            retain_max_age: Duration::from_secs(7 * 86_400),
             on_retain_limit: OnRetainLimit::Alarm,
             memory_bytes: 16 << 20,
             spill_max_bytes: 1 << 30,

@@ -1,8 +1,9 @@
-//! Threat 3: somebody who may make objects in both databases, and set their `search_path`, neither gains rights nor changes what is applied.
+//! Threats 3 and 8: somebody who may make objects in both databases, and set their `search_path`, neither gains rights nor changes what is applied.
 
+use super::Lane;
 use crate::support::compare;
-use crate::support::daemon::Site;
-use crate::support::postgres::{PgDatabase, shared, shared_replica};
+use crate::support::daemon::{Site, pair_configuration};
+use crate::support::postgres::{PgDatabase, ROLE, shared, shared_replica};
 use crate::support::sql;
 use crate::support::wait::{LONG, until};
 
@@ -96,6 +97,39 @@ async fn caught(database: &PgDatabase<'_>, attacker: &str) -> String {
     database.value(&sql).await
 }
 
+/// A victim from whom there is more to be had than from the documented role.
+fn under_a_superuser(source: &PgDatabase<'_>, replica: &PgDatabase<'_>) -> Site {
+    let configuration = pair_configuration(&source.url(), &replica.url(), "embedded:{folder}/queue");
+    Site::new(&configuration.replace(&format!("//{ROLE}@"), "//postgres@"))
+}
+
+/// Threat 8: what the log says of a type, a default or an expression is one part of one statement, whoever wrote it there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_schema_change_runs_no_statement_of_its_own() {
+    let second = "CREATE TABLE stolen (id int)";
+    let columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0";
+    for (declared, default) in [(format!("int; {second}"), "NULL".to_owned()), ("int".to_owned(), format!("'1; {second}'"))] {
+        let lane = Lane::new("CREATE TABLE t (id int PRIMARY KEY)").await;
+        let _daemon = lane.start().await;
+        lane.source
+            .execute(&format!(
+                "INSERT INTO millstream.schema_change (kind, relation, tag, before, after) SELECT 'table', k.relation, 'ALTER TABLE', k.facts,
+                    jsonb_set(k.facts, '{{columns}}', (k.facts -> 'columns') || jsonb_build_object('num', 2, 'name', 'more',
+                        'type', 'pg_catalog.int4', 'declared', '{declared}', 'modifier', -1, 'not_null', false, 'enum', NULL, 'collation', NULL,
+                        'identity', '', 'generated', '', 'default', {default}, 'missing', NULL))
+                 FROM millstream.known_table k WHERE k.relation = 't'::regclass; DELETE FROM millstream.schema_change"
+            ))
+            .await;
+        if default == "NULL" {
+            lane.halted(&["schema_change_refused"]).await;
+        } else {
+            // A default that the replica cannot have is left out.
+            until("the column", LONG, async || lane.replica.value(columns).await == "2").await;
+        }
+        assert_eq!(lane.replica.value("SELECT count(*) FROM pg_class WHERE relname = 'stolen'").await, "0");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attackers_objects_and_search_path_gain_nothing_and_change_nothing() {
     let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
@@ -117,7 +151,7 @@ async fn an_attackers_objects_and_search_path_gain_nothing_and_change_nothing() 
     assert_eq!(sql::query(&mut victim, "SELECT what FROM loot").await.unwrap().len(), 2);
     sql::query(&mut victim, "ROLLBACK").await.unwrap();
 
-    let site = Site::pair(&source, &replica);
+    let site = under_a_superuser(&source, &replica);
     site.run(&["check"]).await;
     site.must(&["init"]).await;
     // As far as somebody gets who does not own a table; the session that applies has the role `replica`.
@@ -166,11 +200,13 @@ async fn a_schema_of_the_ledgers_name_that_somebody_else_made_is_refused() {
              CREATE TRIGGER take BEFORE INSERT ON millstream.schema_version FOR EACH ROW EXECUTE FUNCTION millstream.take()"
         ))
         .await;
-    let site = Site::pair(&source, &replica);
-    let refused = site.run(&["init"]).await;
-    assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stdout.contains(&attacker) && refused.stdout.contains("DROP SCHEMA millstream CASCADE"), "{refused:?}");
-    assert_eq!(source.value("SELECT count(*) FROM pg_publication").await, "0", "nothing was touched");
+    let site = under_a_superuser(&source, &replica);
+    for site in [&Site::pair(&source, &replica), &site] {
+        let refused = site.run(&["init"]).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stdout.contains(&attacker) && refused.stdout.contains("DROP SCHEMA millstream CASCADE"), "{refused:?}");
+        assert_eq!(source.value("SELECT count(*) FROM pg_publication").await, "0", "nothing was touched");
+    }
     let super_now = format!("SELECT rolsuper FROM pg_roles WHERE rolname = '{attacker}'");
     assert_eq!(replica.value(&super_now).await, "f");
     replica.execute("DROP SCHEMA millstream CASCADE").await;

@@ -255,6 +255,11 @@ impl PgServer {
         &self.data
     }
 
+    /// Its major version.
+    pub fn major_version(&self) -> u32 {
+        template::version_of(&self.bin)
+    }
+
     /// Certificates, when it has TLS.
     pub fn tls(&self) -> &ServerTls {
         self.tls.as_ref().expect("a server with TLS")

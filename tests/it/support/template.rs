@@ -38,7 +38,8 @@ pub fn major_version() -> u32 {
     *VERSION.get_or_init(|| version_of(bin()))
 }
 
-fn version_of(bin: &Path) -> u32 {
+/// Major version of the programs in a folder.
+pub fn version_of(bin: &Path) -> u32 {
     let text = run(Command::new(bin.join("postgres")).arg("--version"));
     let number = text.split_whitespace().find_map(|word| word.split(['.', 'b', 'r', 'd']).next()?.parse().ok());
     number.unwrap_or_else(|| panic!("no version in {text:?}"))
