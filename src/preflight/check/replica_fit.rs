@@ -51,22 +51,11 @@ pub(super) async fn check(
     let building = if initialized { put_off(connection, false).await? } else { BTreeSet::new() };
     schemas(findings, connection, blueprint, &here, facts, initialized, &building).await?;
     references(findings, blueprint, &here, facts, initialized, &building);
-    if let (true, Some(behind)) = (state.carries, state.behind) {
-        for table in &blueprint.tables {
-            if let Some(there) = here.get(&table.table).filter(|there| !there.owned) {
-                changes_nothing(findings, &table.table, &there.owner, facts);
-            }
-        }
-        let what = format!("tables are not compared: the replica is {} s behind", behind.as_secs());
-        let why = "schema changes that the source's catalog shows already may still come with the log; made by hand, they stand in their way";
-        let step = "mend what holds the replica up (`millstream status`), and check again once it has caught up";
-        findings.warn("table_fit", what, why, Some(Remedy::at(Place::Person, step)));
-        return Ok(());
-    }
+    let late = state.behind.filter(|_| state.carries);
     let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
-    labels(findings, connection, blueprint).await?;
+    labels(findings, connection, blueprint, late).await?;
     if initialized {
-        partitions(findings, connection, blueprint, &here).await?;
+        partitions(findings, connection, blueprint, &here, late).await?;
     }
     let definitions = definition::read(connection, sql::Side::Replica, &oids).await?;
     let mut missing_types = BTreeMap::new();
@@ -85,7 +74,7 @@ pub(super) async fn check(
             }
         }
         if !loading.contains(&source.table) {
-            misfit(findings, source, theirs, &missing_types);
+            misfit(findings, source, theirs, &missing_types, late);
         }
         generated(findings, source, theirs);
         refusals(findings, source, theirs);
@@ -93,8 +82,42 @@ pub(super) async fn check(
     Ok(())
 }
 
+/// A difference between the source's catalog and the replica's matters for a reason; where the replica is late, the source's may be ahead of the log.
+fn why(reason: &str, late: Option<Duration>) -> String {
+    late.map_or_else(
+        || reason.to_owned(),
+        |behind| {
+            format!(
+                "{reason}; the replica is {} s behind, and what the source has may still come with the log: make it by hand only where the replica has \
+                 halted for it (`millstream status`), or it stands in the way of what comes",
+                behind.as_secs()
+            )
+        },
+    )
+}
+
+/// A difference that is wrong, unless the replica is late.
+fn differs(
+    findings: &mut Findings,
+    check: &'static str,
+    what: impl Into<String>,
+    reason: &str,
+    remedy: Option<Remedy>,
+    late: Option<Duration>,
+) {
+    match late {
+        None => findings.error(check, what, reason, remedy),
+        Some(_) => findings.warn(check, what, why(reason, late), remedy),
+    }
+}
+
 /// Enums that are here and lack a label.
-async fn labels(findings: &mut Findings, connection: &mut PgConnection, blueprint: &Blueprint) -> Result<()> {
+async fn labels(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    blueprint: &Blueprint,
+    late: Option<Duration>,
+) -> Result<()> {
     for (wanted, labels) in blueprint.types.iter().filter_map(|t| Some((t, t.labels.as_ref()?))) {
         let Some(there) = types::labels(connection, sql::Side::Replica, &wanted.quoted).await? else { continue };
         let missing: Vec<&String> = labels.iter().filter(|label| !there.contains(label)).collect();
@@ -103,7 +126,7 @@ async fn labels(findings: &mut Findings, connection: &mut PgConnection, blueprin
         let what =
             format!("type {} lacks label {}", wanted.quoted, missing.iter().map(|l| l.as_str()).collect::<Vec<_>>().join(", "));
         let remedy = statements.fold(Remedy::sql(Side::Replica, first), Remedy::then);
-        findings.error("enum", what, "a row that holds it halts the replica with replica_constraint", Some(remedy));
+        differs(findings, "enum", what, "a row that holds it halts the replica with replica_constraint", Some(remedy), late);
         findings.about(wanted.quoted.clone());
     }
     Ok(())
@@ -120,19 +143,20 @@ async fn partitions(
     connection: &mut PgConnection,
     blueprint: &Blueprint,
     relations: &BTreeMap<TableName, Here>,
+    late: Option<Duration>,
 ) -> Result<()> {
     let rows = sqlx::query(PARTITIONS).fetch_all(connection).await.map_err(|e| classify(e, sql::Side::Replica))?;
     let name = |row: &sqlx::postgres::PgRow, at: usize| TableName::new(row.get::<String, _>(at), row.get::<String, _>(at + 1));
     let here: BTreeMap<TableName, TableName> = rows.iter().map(|row| (name(row, 0), name(row, 2))).collect();
     let at_source = |leaf: &TableName| blueprint.all().find(|t| t.table == *leaf)?.partition_of.as_ref();
     let is_known = |parent: &TableName| blueprint.parents.iter().any(|p| p.table == *parent);
-    let why = "who reads the partitioned table on the replica reads other rows than on the source";
+    let why = why("who reads the partitioned table on the replica reads other rows than on the source", late);
     for (leaf, parent) in
         here.iter().filter(|(leaf, parent)| is_known(parent) && at_source(leaf).is_none_or(|(p, _)| p != *parent))
     {
         let statement = format!("ALTER TABLE {} DETACH PARTITION {}", quote_table(parent), quote_table(leaf));
         let what = format!("{leaf} is a partition of {parent} here and none of its captured ones at the source");
-        findings.warn("partition", what, why, Some(Remedy::sql(Side::Replica, statement)));
+        findings.warn("partition", what, why.as_str(), Some(Remedy::sql(Side::Replica, statement)));
         findings.about(leaf.to_string());
     }
     let there = |table: &TableName| relations.contains_key(table);
@@ -143,7 +167,7 @@ async fn partitions(
         findings.warn(
             "partition",
             format!("{leaf} is no partition of {parent} here"),
-            why,
+            why.as_str(),
             Some(Remedy::sql(Side::Replica, statement)),
         );
         findings.about(leaf.to_string());
@@ -298,7 +322,13 @@ fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool
 }
 
 /// What `init` refuses, in its own words.
-fn misfit(findings: &mut Findings, source: &TableDefinition, replica: &TableDefinition, missing_types: &BTreeMap<&str, &str>) {
+fn misfit(
+    findings: &mut Findings,
+    source: &TableDefinition,
+    replica: &TableDefinition,
+    missing_types: &BTreeMap<&str, &str>,
+    late: Option<Duration>,
+) {
     for text in misfits(source, replica) {
         let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((&text, ""));
         // Which of two is right only a person knows.
@@ -311,7 +341,8 @@ fn misfit(findings: &mut Findings, source: &TableDefinition, replica: &TableDefi
             Some((_, make)) => Remedy::at(place, (*make).to_owned()).then(statement),
             None => Remedy::at(place, statement),
         });
-        findings.error("table_fit", what, "init refuses the table, and a row that does not fit halts the replica", remedy);
+        let reason = "init refuses the table, and a row that does not fit halts the replica";
+        differs(findings, "table_fit", what, reason, remedy, late);
         findings.about(source.table.to_string());
     }
 }

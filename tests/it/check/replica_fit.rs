@@ -93,8 +93,14 @@ async fn tables_of_somebody_elses_are_told_what_they_lack() {
     pair.source.execute("ALTER TABLE felt ADD COLUMN n int; ALTER TYPE mood RENAME VALUE 'a' TO 'c'").await;
     let all = look().await;
     let found = problem(&all, "table_fit");
-    assert!(found.severity == Severity::Warning && found.what.contains("behind"), "{found:?}");
-    gone(&all, "enum");
+    assert!(found.severity == Severity::Warning && found.why.contains("may still come with the log"), "{found:?}");
+    assert!(errors(&all, "enum").is_empty() && problem(&all, "enum").why.contains("may still come"), "{all:#?}");
+    // Nor is it silent about what no log carries, or about what holds it up.
+    pair.replica.execute("ALTER TABLE felt ADD CONSTRAINT own CHECK (id < 10)").await;
+    problem(&look().await, "check_constraint");
+    carry_out(found.remedy.as_ref().expect("a remedy"), &pair.replica).await;
+    gone(&look().await, "table_fit");
+    pair.replica.execute("ALTER TABLE felt DROP COLUMN n").await;
     pair.replica.execute("UPDATE millstream.replica SET source_time_us = NULL").await;
     assert_eq!(problem(&look().await, "table_fit").severity, Severity::Error);
 }
