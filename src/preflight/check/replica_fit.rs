@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::event::TableName;
 use crate::postgres::sql::{self, classify, quote_ident as quote, quote_table};
 use crate::preflight::init::Blueprint;
+use crate::preflight::init::casts::Casts;
 use crate::preflight::init::ddl::take_off;
 use crate::preflight::init::definition::{self, TableDefinition};
 use crate::preflight::init::fits::{OR_NEW, misfits};
@@ -65,6 +66,7 @@ pub(super) async fn check(
         }
     }
     let loading = if initialized { put_off(connection, true).await? } else { BTreeSet::new() };
+    let casts = Casts::read(connection).await?;
     for source in &blueprint.tables {
         let Some((there, theirs)) = here.get(&source.table).and_then(|h| Some((h, definitions.get(&h.oid)?))) else { continue };
         if !there.owned {
@@ -74,7 +76,8 @@ pub(super) async fn check(
             }
         }
         if !loading.contains(&source.table) {
-            misfit(findings, source, theirs, &missing_types, late);
+            let misfits = misfits(source, theirs, &casts);
+            misfit(findings, &source.table, &misfits, &missing_types, late);
         }
         generated(findings, source, theirs);
         refusals(findings, source, theirs);
@@ -324,13 +327,13 @@ fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool
 /// What `init` refuses, in its own words.
 fn misfit(
     findings: &mut Findings,
-    source: &TableDefinition,
-    replica: &TableDefinition,
+    table: &TableName,
+    misfits: &[String],
     missing_types: &BTreeMap<&str, &str>,
     late: Option<Duration>,
 ) {
-    for text in misfits(source, replica) {
-        let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((&text, ""));
+    for text in misfits {
+        let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((text, ""));
         // Which of two is right only a person knows.
         let place = if statement.contains(OR_NEW) { Place::Person } else { Place::ReplicaSql };
         let statement = (!statement.is_empty()).then(|| format!("ALTER TABLE {}", statement.trim_end_matches(';')));
@@ -343,7 +346,7 @@ fn misfit(
         });
         let reason = "init refuses the table, and a row that does not fit halts the replica";
         differs(findings, "table_fit", what, reason, remedy, late);
-        findings.about(source.table.to_string());
+        findings.about(table.to_string());
     }
 }
 

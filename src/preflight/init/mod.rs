@@ -18,6 +18,7 @@
 
 mod adopt;
 mod blueprint;
+pub mod casts;
 mod catalog;
 pub(crate) mod ddl;
 pub(crate) mod definition;
