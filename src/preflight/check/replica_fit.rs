@@ -23,7 +23,7 @@ use crate::preflight::init::types;
 struct Here {
     oid: u32,
     owned: bool,
-    /// Foreign keys may refer to it.
+    /// Foreign keys may refer to it, or to all columns of one of its keys.
     may_refer: bool,
     /// Owning role, and whether it is a superuser.
     owner: (String, bool),
@@ -192,7 +192,9 @@ async fn put_off(connection: &mut PgConnection, keys: bool) -> Result<BTreeSet<T
 async fn relations(connection: &mut PgConnection) -> Result<BTreeMap<TableName, Here>> {
     let rows = sqlx::query(
         "SELECT n.nspname::text, c.relname::text, c.oid::int8, pg_catalog.pg_has_role(c.relowner, 'USAGE'), pg_catalog.pg_get_userbyid(c.relowner)::text, \
-         (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.oid = c.relowner), pg_catalog.has_table_privilege(c.oid, 'REFERENCES') FROM pg_catalog.pg_class c \
+         (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.oid = c.relowner), pg_catalog.has_table_privilege(c.oid, 'REFERENCES') \
+         OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND (SELECT bool_and(pg_catalog.has_column_privilege( \
+            c.oid, k.attnum, 'REFERENCES')) FROM unnest(i.indkey[:i.indnkeyatts - 1]) k (attnum) WHERE k.attnum > 0)) FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')",
     )
     .fetch_all(connection)
@@ -337,9 +339,7 @@ fn misfit(
         // Which of two is right only a person knows.
         let place = if statement.contains(OR_NEW) { Place::Person } else { Place::ReplicaSql };
         let statement = (!statement.is_empty()).then(|| format!("ALTER TABLE {}", statement.trim_end_matches(';')));
-        // `format_type` quotes a name only where it must be.
-        let has = |name: &str| statement.as_ref().is_some_and(|s| s.contains(name) || s.contains(&name.replace('"', "")));
-        let needs = missing_types.iter().find(|(name, _)| has(name));
+        let needs = missing_types.iter().find(|(name, _)| statement.as_ref().is_some_and(|s| mentions(s, name)));
         let remedy = statement.map(|statement| match needs {
             Some((_, make)) => Remedy::at(place, (*make).to_owned()).then(statement),
             None => Remedy::at(place, statement),
@@ -348,6 +348,18 @@ fn misfit(
         differs(findings, "table_fit", what, reason, remedy, late);
         findings.about(table.to_string());
     }
+}
+
+/// True when a statement has a type's name, and not only as a part of another.
+fn mentions(statement: &str, name: &str) -> bool {
+    // `format_type` quotes a name only where it must be.
+    let (statement, name) = (statement.replace('"', ""), name.replace('"', ""));
+    let goes_on = |c: char| c.is_alphanumeric() || matches!(c, '_' | '$');
+    let alone = |at: usize| {
+        let (before, behind) = (&statement[..at], &statement[at + name.len()..]);
+        !before.ends_with(|c| goes_on(c) || c == '.') && !behind.starts_with(goes_on)
+    };
+    statement.match_indices(&name).any(|(at, _)| alone(at))
 }
 
 /// Generated columns travel in no change, so nothing halts where the replica lacks one.
@@ -415,4 +427,21 @@ fn unique_keys(table: &TableDefinition) -> impl Iterator<Item = (&str, String, b
         (i.name.as_str(), columns.to_owned(), false)
     });
     constraints.chain(indexes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_not_taken_for_one_whose_name_begins_with_its_own() {
+        assert!(mentions(
+            "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"m\" TYPE public.mood USING \"m\"::public.mood",
+            "\"public\".\"mood\""
+        ));
+        assert!(mentions("ADD COLUMN \"m\" public.\"Mood\"[]", "\"public\".\"Mood\""));
+        for other in ["public.mood_old", "public.moods", "unpublic.mood", "x.public.mood"] {
+            assert!(!mentions(&format!("ADD COLUMN \"m\" {other}"), "\"public\".\"mood\""), "{other}");
+        }
+    }
 }
