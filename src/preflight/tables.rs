@@ -56,6 +56,16 @@ impl TablePatterns {
     }
 }
 
+/// The pattern of one table, whatever its name holds.
+#[must_use]
+pub fn exactly(table: &TableName) -> String {
+    let part = |name: &str| {
+        let special = name.starts_with('!') || name.contains(['.', '"', '*', '?']);
+        if special { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.to_owned() }
+    };
+    format!("{}.{}", part(&table.schema), part(&table.name))
+}
+
 fn parse(text: &str) -> Result<Pattern> {
     let (include, body) = text.strip_prefix('!').map_or((true, text), |rest| (false, rest));
     let bad = || {
@@ -169,6 +179,16 @@ mod tests {
         assert!(matches(&["\"My Schema\".\"a.b\"\"*\""], "My Schema", "a.b\"*"));
         assert!(!matches(&["\"My Schema\".\"a*\""], "My Schema", "abc"));
         assert!(matches(&["?ub*.o*s"], "public", "orders"));
+    }
+
+    #[test]
+    fn a_table_of_any_name_has_a_pattern() {
+        assert_eq!(exactly(&TableName::new("public", "orders")), "public.orders");
+        for name in ["a.b", "\"", "*", "a?", "!x", "a b"] {
+            let (table, other) = (TableName::new(name, name), TableName::new(name, "ab"));
+            let patterns = TablePatterns::parse(&["*.*".to_owned(), format!("!{}", exactly(&table))]).unwrap();
+            assert!(!patterns.matches(&table) && patterns.matches(&other), "{name}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::event::ApplyEpoch;
 use crate::failpoint;
 use crate::postgres::sql::{Side, classify, quote_table};
 use crate::replica::postgres::ledger::{CopyState, hold_epoch, whole};
+use crate::replica::postgres::members::replaced_while_copied;
 
 /// What is left to do once the replay has passed the last snapshot.
 pub(super) struct Finish {
@@ -97,6 +98,10 @@ impl Finish {
     async fn go_live(&self, replica: &mut PgConnection) -> Result<()> {
         let mut transaction = replica.begin().await.map_err(fail)?;
         hold_epoch(&mut transaction, &self.replica.name, self.epoch).await?;
+        let tables = state::tables(&mut transaction, &self.replica.name).await?;
+        if let Some(table) = tables.iter().find(|t| t.state == CopyState::CatchingUp && t.replaced) {
+            return Err(replaced_while_copied(&table.table));
+        }
         for sql in [
             "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp(), live_after_lsn = NULL WHERE replica = $1 AND state = 'catching_up'",
             "DELETE FROM millstream.copy_chunk WHERE replica = $1",

@@ -143,6 +143,7 @@ async fn load(work: &Work, meter: &Meter, job: &Job, reader: &mut TableReader, r
     let name = &work.replica.name;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, work.epoch).await?;
+    state::hold_table(&mut transaction, name, table).await?;
     let moved = relay(reader, &mut transaction, &shape, &job.range, job.format, Some(meter)).await?;
     reader.finish(&moment).await?;
     state::chunk_loaded(&mut transaction, name, table, job.chunk, &moment, moved).await?;
@@ -165,6 +166,7 @@ pub(super) async fn reread(
     let (moment, shape): (ChunkMoment, TableShape) = reader.begin(table).await?;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
+    state::hold_table(&mut transaction, name, table).await?;
     let delete = format!("DELETE FROM ONLY {} WHERE {}", quote_table(table), range.condition(&shape.key));
     transaction.execute(AssertSqlSafe(delete)).await.map_err(fail)?;
     let (rows, _) = relay(reader, &mut transaction, &shape, &range, CopyFormat::Text, None).await?;
@@ -192,7 +194,6 @@ async fn relay(
     format: CopyFormat,
     meter: Option<&Meter>,
 ) -> Result<(u64, u64)> {
-    state::is_its_own(replica, &shape.schema.table).await?;
     let sql = format!("COPY {} ({}) FROM STDIN{}", quote_table(&shape.schema.table), shape.column_list(), format.option());
     let mut out = reader.rows(shape, range, format).await?;
     let mut into = replica.copy_in_raw(&sql).await.map_err(fail)?;

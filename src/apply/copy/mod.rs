@@ -10,8 +10,9 @@
 //!
 //! ```text
 //!  pending ──plan──► copying ──last chunk──► catching_up ──past the last snapshot, keys and indexes built──► live
-//!     ▲                │  definition changed     │  definition changed, or a TRUNCATE
-//!     └────────────────┴──── emptied ────────────┘  that only some chunks see, or another timeline (a failover)
+//!     ▲                │  definition changed,    │  definition changed, or a TRUNCATE
+//!     │                │  table replaced         │  that only some chunks see, or another timeline (a failover),
+//!     └────────────────┴──── emptied ────────────┘  or the replica's table replaced (that one is left alone)
 //! ```
 //!
 //! A chunk is stored in the same replica transaction as its rows, so a kill repeats at most the chunks that were in flight. The plan
@@ -126,6 +127,10 @@ impl PostgresCopy {
     ) -> Result<Vec<CopyTable>> {
         let name = &self.replica.name;
         let mut tables = state::tables(replica, name).await?;
+        for table in tables.iter_mut().filter(|t| t.state != CopyState::Pending && t.replaced) {
+            self.restart(replica, epoch, &table.table, "its table on the replica was replaced").await?;
+            *table = CopyTable::pending(table.table.clone());
+        }
         if state::finishing(replica, name).await? {
             return Ok(tables);
         }

@@ -12,14 +12,16 @@ use crate::event::{ApplyEpoch, Lsn, TableName, TableSchema};
 use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, quote_table};
 use crate::preflight::init;
-use crate::replica::postgres::ledger::{CopyState, hold_epoch, identity_of};
-use crate::replica::postgres::members::of_another;
+use crate::replica::postgres::ledger::{CopyState, hold_epoch, identity_of, is_replaced};
+use crate::replica::postgres::members::{of_another, replaced_while_copied};
 
 /// A table that is not live.
 #[derive(Clone, Debug)]
 pub(super) struct CopyTable {
     pub(super) table: TableName,
     pub(super) state: CopyState,
+    /// Another table has its name on the replica than the one that chunks were loaded into, or none.
+    pub(super) replaced: bool,
     /// Version and key that the copy was begun with.
     began: Option<(TableSchema, Vec<String>)>,
     /// The source's timeline that the copy was begun on.
@@ -30,7 +32,7 @@ pub(super) struct CopyTable {
 
 impl CopyTable {
     pub(super) fn pending(table: TableName) -> Self {
-        Self { table, state: CopyState::Pending, began: None, timeline: None, shape: None }
+        Self { table, state: CopyState::Pending, replaced: false, began: None, timeline: None, shape: None }
     }
 
     /// True when chunks have been read on another timeline than this.
@@ -67,14 +69,12 @@ fn damaged(message: impl Into<String>) -> Error {
 
 /// Tables that are not live and do not leave, by name.
 pub(super) async fn tables(replica: &mut PgConnection, name: &str) -> Result<Vec<CopyTable>> {
-    let rows = sqlx::query(
-        "SELECT table_schema, table_name, state, table_version, key_columns, timeline FROM millstream.copied_table \
+    let sql = format!(
+        "SELECT table_schema, table_name, state, table_version, key_columns, timeline, {} FROM millstream.copied_table \
          WHERE replica = $1 AND state NOT IN ('live', 'leaving') ORDER BY table_schema, table_name",
-    )
-    .bind(name)
-    .fetch_all(replica)
-    .await
-    .map_err(fail)?;
+        is_replaced()
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).bind(name).fetch_all(replica).await.map_err(fail)?;
     rows.iter()
         .map(|row| {
             let version = get::<Option<Json<TableSchema>>>(row, 3)?.map(|json| json.0);
@@ -86,7 +86,8 @@ pub(super) async fn tables(replica: &mut PgConnection, name: &str) -> Result<Vec
             };
             let table = TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?);
             let timeline = get::<Option<i64>>(row, 5)?.and_then(|number| u32::try_from(number).ok());
-            Ok(CopyTable { table, state, began: version.map(|v| (v, key)), timeline, shape: None })
+            let replaced = get(row, 6)?;
+            Ok(CopyTable { table, state, replaced, began: version.map(|v| (v, key)), timeline, shape: None })
         })
         .collect()
 }
@@ -124,14 +125,33 @@ pub(super) async fn finishing(replica: &mut PgConnection, name: &str) -> Result<
         .map_err(fail)
 }
 
-/// Rows are copied by name, which somebody may have given to another table of the ledger.
-pub(super) async fn is_its_own(replica: &mut PgConnection, table: &TableName) -> Result<()> {
+/// Rows are copied by name, which somebody may have given to another table: false where that is none of the ledger's. What has the name keeps it to the
+/// end of the transaction.
+///
+/// # Errors
+/// A halt where nothing has the name, or another table of the ledger; the server's.
+async fn hold_name(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<bool> {
+    let lock = format!("LOCK TABLE ONLY {} IN ROW EXCLUSIVE MODE", quote_table(table));
+    transaction.execute(AssertSqlSafe(lock)).await.map_err(fail)?;
     let sql = format!(
-        "SELECT EXISTS (SELECT FROM millstream.copied_table WHERE replica_table = {} AND (table_schema, table_name) <> ($1, $2))",
-        identity_of("$1", "$2")
+        "SELECT EXISTS (SELECT FROM millstream.copied_table WHERE replica_table = {here} AND (table_schema, table_name) <> ($1, $2)), \
+         EXISTS (SELECT FROM millstream.copied_table WHERE replica = $3 AND (table_schema, table_name) = ($1, $2) AND {})",
+        is_replaced(),
+        here = identity_of("$1", "$2")
     );
-    let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(&table.schema).bind(&table.name);
-    if query.fetch_one(replica).await.map_err(fail)? { Err(of_another(table)) } else { Ok(()) }
+    let query = sqlx::query_as::<_, (bool, bool)>(AssertSqlSafe(sql)).bind(&table.schema).bind(&table.name).bind(name);
+    match query.fetch_one(transaction).await.map_err(fail)? {
+        (true, _) => Err(of_another(table)),
+        (false, replaced) => Ok(!replaced),
+    }
+}
+
+/// Before rows are copied into a table, in the transaction that copies them: some are in it already, and all belong into one.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] when another table has its name: its copy has to start again; as [`hold_name`].
+pub(super) async fn hold_table(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<()> {
+    if hold_name(transaction, name, table).await? { Ok(()) } else { Err(replaced_while_copied(table)) }
 }
 
 /// Stores a table's plan: from then on its copy has begun.
@@ -145,7 +165,7 @@ pub(super) async fn store_plan(
     let table = &plan.shape.schema.table;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
-    is_its_own(&mut transaction, table).await?;
+    let is_its_own = hold_name(&mut transaction, name, table).await?;
     let holds = format!("SELECT EXISTS (SELECT 1 FROM ONLY {})", quote_table(table));
     if sqlx::query_scalar::<_, bool>(AssertSqlSafe(holds)).fetch_one(&mut *transaction).await.map_err(fail)? {
         let message =
@@ -166,31 +186,56 @@ pub(super) async fn store_plan(
         .await
         .map_err(fail)?;
     }
+    if !is_its_own {
+        take_over(&mut transaction, name, table).await?;
+    }
     let key: Vec<&str> = plan.shape.key.iter().map(|k| k.name.as_str()).collect();
-    sqlx::query(
+    let sql = format!(
         "UPDATE millstream.copied_table SET state = 'copying', table_version = $4, key_columns = $5, estimated_rows = $6, \
-         estimated_bytes = $7, timeline = $8, source_oid = $9, rows = 0, bytes = 0, began_at = clock_timestamp() \
+         estimated_bytes = $7, timeline = $8, source_oid = $9, rows = 0, bytes = 0, began_at = clock_timestamp(), replica_table = {} \
          WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND state = 'pending'",
-    )
-    .bind(name)
-    .bind(&table.schema)
-    .bind(&table.name)
-    .bind(Json(&plan.shape.schema))
-    .bind(key)
-    .bind(plan.estimated_rows.cast_signed())
-    .bind(plan.estimated_bytes.cast_signed())
-    .bind(i64::from(timeline))
-    .bind(i64::from(plan.shape.schema.source_oid))
-    .execute(&mut *transaction)
-    .await
-    .map_err(fail)?;
+        identity_of("$2", "$3")
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(name)
+        .bind(&table.schema)
+        .bind(&table.name)
+        .bind(Json(&plan.shape.schema))
+        .bind(key)
+        .bind(plan.estimated_rows.cast_signed())
+        .bind(plan.estimated_bytes.cast_signed())
+        .bind(i64::from(timeline))
+        .bind(i64::from(plan.shape.schema.source_oid))
+        .execute(&mut *transaction)
+        .await
+        .map_err(fail)?;
     if plan.chunks.len() > 1 {
         key::take_off(&mut transaction, name, table).await?;
     }
     transaction.commit().await.map_err(fail)
 }
 
-/// Empties a table whose copy cannot go on, and forgets its chunks. Only ever of a table that this copy itself has filled.
+/// A table that somebody has put in the place of the one that `init` saw: its keys may be broken while it is copied as well, what was built on the other is
+/// built on it, and what it has already is not built again.
+async fn take_over(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<()> {
+    tracing::info!(%table, "the replica's table is not the one that was there at init; rows are copied into this one");
+    let (drops, later) = init::keys_to_take_off(transaction, table).await?;
+    init::publication::execute(transaction, Side::Replica, &drops).await?;
+    let statements: Vec<&str> = later.iter().map(|later| later.statement.as_str()).collect();
+    let forget = "DELETE FROM millstream.deferred_ddl WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND (statement = ANY($4) \
+         OR statement IN (SELECT pg_catalog.pg_get_indexdef(indexrelid) FROM pg_catalog.pg_index WHERE indrelid = pg_catalog.to_regclass($5)) \
+         OR kind = 'key' AND EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE contype = 'p' AND conrelid = pg_catalog.to_regclass($5)))";
+    let query = sqlx::query(forget).bind(name).bind(&table.schema).bind(&table.name).bind(statements).bind(quote_table(table));
+    query.execute(&mut *transaction).await.map_err(fail)?;
+    let again =
+        "UPDATE millstream.deferred_ddl SET done = false WHERE replica = $1 AND table_schema = $2 AND table_name = $3 AND done";
+    let query = sqlx::query(again).bind(name).bind(&table.schema).bind(&table.name);
+    query.execute(&mut *transaction).await.map_err(fail)?;
+    init::put_off(transaction, name, &later).await.map_err(fail)
+}
+
+/// Forgets the chunks of a table whose copy cannot go on, and empties it. Only ever a table that this copy itself has filled: one that has been put in its
+/// place stays as it is, and must be empty for its copy to begin.
 pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: ApplyEpoch, table: &TableName) -> Result<()> {
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
@@ -205,7 +250,7 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
     .await
     .map_err(fail)?;
     if back.rows_affected() == 1 {
-        is_its_own(&mut transaction, table).await?;
+        let is_its_own = hold_name(&mut transaction, name, table).await?;
         sqlx::query("DELETE FROM millstream.copy_chunk WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
             .bind(name)
             .bind(&table.schema)
@@ -213,17 +258,21 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
             .execute(&mut *transaction)
             .await
             .map_err(fail)?;
-        let quoted = quote_table(table);
-        let referenced = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confrelid = pg_catalog.to_regclass($1) AND conrelid <> confrelid)";
-        // TRUNCATE refuses a table that a foreign key refers to.
-        let referenced: bool = sqlx::query_scalar(referenced).bind(&quoted).fetch_one(&mut *transaction).await.map_err(fail)?;
-        let empty = if referenced { format!("DELETE FROM ONLY {quoted}") } else { format!("TRUNCATE ONLY {quoted}") };
-        transaction.execute(AssertSqlSafe(empty)).await.map_err(fail)?;
-        if !referenced {
-            take_keys_off(&mut transaction, name, table).await?;
+        if is_its_own {
+            empty(&mut transaction, name, table).await?;
         }
     }
     transaction.commit().await.map_err(fail)
+}
+
+async fn empty(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<()> {
+    let quoted = quote_table(table);
+    let referenced = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confrelid = pg_catalog.to_regclass($1) AND conrelid <> confrelid)";
+    // TRUNCATE refuses a table that a foreign key refers to.
+    let referenced: bool = sqlx::query_scalar(referenced).bind(&quoted).fetch_one(&mut *transaction).await.map_err(fail)?;
+    let empty = if referenced { format!("DELETE FROM ONLY {quoted}") } else { format!("TRUNCATE ONLY {quoted}") };
+    transaction.execute(AssertSqlSafe(empty)).await.map_err(fail)?;
+    if referenced { Ok(()) } else { take_keys_off(transaction, name, table).await }
 }
 
 /// Keys that were built already may be broken while the table is loaded again: they are put off once more. (Those that foreign keys of other

@@ -1,6 +1,6 @@
 //! What a check found: what is wrong, why it matters, and the exact statement or setting that mends it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -138,7 +138,7 @@ pub struct Findings {
     list: Vec<Finding>,
     blueprint: Option<Blueprint>,
     carries: bool,
-    published: Option<BTreeSet<TableName>>,
+    published: Option<BTreeMap<u32, TableName>>,
 }
 
 impl Findings {
@@ -192,14 +192,14 @@ impl Findings {
         self.list.iter().filter(|f| f.severity != Severity::Ok).count()
     }
 
-    /// Keeps which tables a source's publication has.
-    pub fn keep_published(&mut self, tables: BTreeSet<TableName>) {
+    /// Keeps which tables a source's publication has, by `pg_class.oid`.
+    pub fn keep_published(&mut self, tables: BTreeMap<u32, TableName>) {
         self.published = Some(tables);
     }
 
     /// Tables of a source's publication, when there is one.
     #[must_use]
-    pub fn published(&self) -> Option<&BTreeSet<TableName>> {
+    pub fn published(&self) -> Option<&BTreeMap<u32, TableName>> {
         self.published.as_ref()
     }
 

@@ -1,6 +1,6 @@
 //! What a replica must have: the rights to write, tables that take every row the source has, and nothing that fires on its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::preflight::init::{Blueprint, Extension};
-use crate::preflight::tables::TablePatterns;
+use crate::preflight::tables::{TablePatterns, exactly};
 use crate::replica::postgres::ledger;
 
 /// A replica that is so little behind has every schema change that its source's catalog shows.
@@ -30,8 +30,8 @@ pub struct SourceSide<'a> {
     pub blueprint: Option<&'a Blueprint>,
     /// Its schema changes are carried.
     pub carries: bool,
-    /// Tables of its publication, when there is one.
-    pub published: Option<&'a BTreeSet<TableName>>,
+    /// Tables of its publication by their numbers there, when there is one.
+    pub published: Option<&'a BTreeMap<u32, TableName>>,
 }
 
 impl<'a> SourceSide<'a> {
@@ -72,17 +72,17 @@ async fn look(
     let initialized = ledger::exists(connection).await?;
     ledger_right(findings, connection, &facts, initialized).await.map_err(sql_error)?;
     let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
+    let behind = if initialized { behind(connection, &replica.name).await.map_err(sql_error)? } else { None };
+    let picks = Picks::of(source)?;
     if let (true, Some(published)) = (initialized, source.published) {
-        captured(findings, connection, &replica.name, published).await?;
+        captured(findings, connection, &replica.name, published, &picks, behind).await?;
     }
     extensions(findings, connection, source).await.map_err(sql_error)?;
-    let picks = Picks::of(source)?;
     let context = replica_tables::Context { facts: &facts, replica_role, initialized };
     replica_tables::check(findings, connection, &picks, &context).await.map_err(sql_error)?;
     trust::check(findings, connection, &picks, source.blueprint, &facts, initialized).await.map_err(sql_error)?;
     match source.blueprint {
         Some(blueprint) => {
-            let behind = if initialized { behind(connection, &replica.name).await.map_err(sql_error)? } else { None };
             let state = replica_fit::State { initialized, carries: source.carries, behind };
             replica_fit::check(findings, connection, blueprint, &facts, &state).await
         }
@@ -95,21 +95,55 @@ async fn captured(
     findings: &mut Findings,
     connection: &mut PgConnection,
     name: &str,
-    published: &BTreeSet<TableName>,
+    published: &BTreeMap<u32, TableName>,
+    picks: &Picks<'_>,
+    behind: Option<Duration>,
 ) -> Result<()> {
-    let sql = "SELECT table_schema, table_name FROM millstream.copied_table WHERE replica = $1 AND state = 'live' AND live_after_lsn IS NULL ORDER BY 1, 2";
-    let live: Vec<(String, String)> = sqlx::query_as(sql).bind(name).fetch_all(connection).await.map_err(sql_error)?;
-    for table in live.into_iter().map(|(schema, name)| TableName::new(schema, name)).filter(|table| !published.contains(table)) {
-        let first = format!(
-            "add \"!{table}\" to the source's tables, then `millstream init` until it has left, then empty or drop it here"
-        );
-        let remedy = Remedy::at(Place::Person, first)
-            .then("take that out again, and `millstream init` copies it, where the source still has it");
-        let what = "it is live here, and the source's publication has no such table";
-        findings.error("captured", what, "its changes are in no log: what is here grows old", Some(remedy));
-        findings.about(table.to_string());
+    // A ledger that the daemon has not upgraded yet has no such column.
+    let sql = "SELECT table_schema, table_name, to_jsonb(t) ->> 'source_oid' FROM millstream.copied_table t \
+         WHERE replica = $1 AND state = 'live' AND live_after_lsn IS NULL ORDER BY 1, 2";
+    let live: Vec<(String, String, Option<String>)> =
+        sqlx::query_as(sql).bind(name).fetch_all(connection).await.map_err(sql_error)?;
+    let names: BTreeSet<&TableName> = published.values().collect();
+    for (schema, name, oid) in live {
+        let table = TableName::new(schema, name);
+        // The ledger's name of a table follows a renaming at its next change: the number tells.
+        let is_captured = match oid.and_then(|oid| oid.parse().ok()) {
+            Some(oid) => published.contains_key(&oid),
+            None => names.contains(&table),
+        };
+        if !is_captured {
+            not_captured(findings, &table, picks.matches(&table), behind);
+        }
     }
     Ok(())
+}
+
+fn not_captured(findings: &mut Findings, table: &TableName, wanted: bool, behind: Option<Duration>) {
+    let what = "it is live here, and the source's publication has it no more";
+    let why = "its changes are in no log: what is here grows old";
+    match behind {
+        Some(behind) => {
+            let why =
+                format!("{why}; the replica is {} s behind, and what became of it may still come with the log", behind.as_secs());
+            let step = "mend what holds the replica up (`millstream status`), and check again once it has caught up";
+            findings.warn("captured", what, why, Some(Remedy::at(Place::Person, step)));
+        }
+        None if !wanted => {
+            let what = "it is live here, and the source's tables have it no more";
+            findings.warn("captured", what, why, Some(Remedy::at(Place::Shell, "millstream init")));
+        }
+        None => {
+            let first = format!(
+                "add {:?} to the source's tables, then `millstream init` until it has left, then empty or drop it here",
+                format!("!{}", exactly(table))
+            );
+            let remedy = Remedy::at(Place::Person, first)
+                .then("take that out again, and `millstream init` copies it, where the source still has it");
+            findings.error("captured", what, why, Some(remedy));
+        }
+    }
+    findings.about(table.to_string());
 }
 
 /// How far a replica is behind, by the source's clock against its own, where that is more than a breath.

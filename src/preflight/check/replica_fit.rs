@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::event::TableName;
 use crate::postgres::sql::{self, classify, quote_ident as quote, quote_table};
 use crate::preflight::init::Blueprint;
+use crate::preflight::init::casts::Casts;
 use crate::preflight::init::ddl::take_off;
 use crate::preflight::init::definition::{self, TableDefinition};
 use crate::preflight::init::fits::{OR_NEW, misfits};
@@ -22,7 +23,7 @@ use crate::preflight::init::types;
 struct Here {
     oid: u32,
     owned: bool,
-    /// Foreign keys may refer to it.
+    /// Foreign keys may refer to it, or to all columns of one of its keys.
     may_refer: bool,
     /// Owning role, and whether it is a superuser.
     owner: (String, bool),
@@ -51,22 +52,11 @@ pub(super) async fn check(
     let building = if initialized { put_off(connection, false).await? } else { BTreeSet::new() };
     schemas(findings, connection, blueprint, &here, facts, initialized, &building).await?;
     references(findings, blueprint, &here, facts, initialized, &building);
-    if let (true, Some(behind)) = (state.carries, state.behind) {
-        for table in &blueprint.tables {
-            if let Some(there) = here.get(&table.table).filter(|there| !there.owned) {
-                changes_nothing(findings, &table.table, &there.owner, facts);
-            }
-        }
-        let what = format!("tables are not compared: the replica is {} s behind", behind.as_secs());
-        let why = "schema changes that the source's catalog shows already may still come with the log; made by hand, they stand in their way";
-        let step = "mend what holds the replica up (`millstream status`), and check again once it has caught up";
-        findings.warn("table_fit", what, why, Some(Remedy::at(Place::Person, step)));
-        return Ok(());
-    }
+    let late = state.behind.filter(|_| state.carries);
     let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
-    labels(findings, connection, blueprint).await?;
+    labels(findings, connection, blueprint, late).await?;
     if initialized {
-        partitions(findings, connection, blueprint, &here).await?;
+        partitions(findings, connection, blueprint, &here, late).await?;
     }
     let definitions = definition::read(connection, sql::Side::Replica, &oids).await?;
     let mut missing_types = BTreeMap::new();
@@ -76,6 +66,7 @@ pub(super) async fn check(
         }
     }
     let loading = if initialized { put_off(connection, true).await? } else { BTreeSet::new() };
+    let casts = Casts::read(connection).await?;
     for source in &blueprint.tables {
         let Some((there, theirs)) = here.get(&source.table).and_then(|h| Some((h, definitions.get(&h.oid)?))) else { continue };
         if !there.owned {
@@ -85,7 +76,8 @@ pub(super) async fn check(
             }
         }
         if !loading.contains(&source.table) {
-            misfit(findings, source, theirs, &missing_types);
+            let misfits = misfits(source, theirs, &casts);
+            misfit(findings, &source.table, &misfits, &missing_types, late);
         }
         generated(findings, source, theirs);
         refusals(findings, source, theirs);
@@ -93,8 +85,42 @@ pub(super) async fn check(
     Ok(())
 }
 
+/// A difference between the source's catalog and the replica's matters for a reason; where the replica is late, the source's may be ahead of the log.
+fn why(reason: &str, late: Option<Duration>) -> String {
+    late.map_or_else(
+        || reason.to_owned(),
+        |behind| {
+            format!(
+                "{reason}; the replica is {} s behind, and what the source has may still come with the log: make it by hand only where the replica has \
+                 halted for it (`millstream status`), or it stands in the way of what comes",
+                behind.as_secs()
+            )
+        },
+    )
+}
+
+/// A difference that is wrong, unless the replica is late.
+fn differs(
+    findings: &mut Findings,
+    check: &'static str,
+    what: impl Into<String>,
+    reason: &str,
+    remedy: Option<Remedy>,
+    late: Option<Duration>,
+) {
+    match late {
+        None => findings.error(check, what, reason, remedy),
+        Some(_) => findings.warn(check, what, why(reason, late), remedy),
+    }
+}
+
 /// Enums that are here and lack a label.
-async fn labels(findings: &mut Findings, connection: &mut PgConnection, blueprint: &Blueprint) -> Result<()> {
+async fn labels(
+    findings: &mut Findings,
+    connection: &mut PgConnection,
+    blueprint: &Blueprint,
+    late: Option<Duration>,
+) -> Result<()> {
     for (wanted, labels) in blueprint.types.iter().filter_map(|t| Some((t, t.labels.as_ref()?))) {
         let Some(there) = types::labels(connection, sql::Side::Replica, &wanted.quoted).await? else { continue };
         let missing: Vec<&String> = labels.iter().filter(|label| !there.contains(label)).collect();
@@ -103,7 +129,7 @@ async fn labels(findings: &mut Findings, connection: &mut PgConnection, blueprin
         let what =
             format!("type {} lacks label {}", wanted.quoted, missing.iter().map(|l| l.as_str()).collect::<Vec<_>>().join(", "));
         let remedy = statements.fold(Remedy::sql(Side::Replica, first), Remedy::then);
-        findings.error("enum", what, "a row that holds it halts the replica with replica_constraint", Some(remedy));
+        differs(findings, "enum", what, "a row that holds it halts the replica with replica_constraint", Some(remedy), late);
         findings.about(wanted.quoted.clone());
     }
     Ok(())
@@ -120,19 +146,20 @@ async fn partitions(
     connection: &mut PgConnection,
     blueprint: &Blueprint,
     relations: &BTreeMap<TableName, Here>,
+    late: Option<Duration>,
 ) -> Result<()> {
     let rows = sqlx::query(PARTITIONS).fetch_all(connection).await.map_err(|e| classify(e, sql::Side::Replica))?;
     let name = |row: &sqlx::postgres::PgRow, at: usize| TableName::new(row.get::<String, _>(at), row.get::<String, _>(at + 1));
     let here: BTreeMap<TableName, TableName> = rows.iter().map(|row| (name(row, 0), name(row, 2))).collect();
     let at_source = |leaf: &TableName| blueprint.all().find(|t| t.table == *leaf)?.partition_of.as_ref();
     let is_known = |parent: &TableName| blueprint.parents.iter().any(|p| p.table == *parent);
-    let why = "who reads the partitioned table on the replica reads other rows than on the source";
+    let why = why("who reads the partitioned table on the replica reads other rows than on the source", late);
     for (leaf, parent) in
         here.iter().filter(|(leaf, parent)| is_known(parent) && at_source(leaf).is_none_or(|(p, _)| p != *parent))
     {
         let statement = format!("ALTER TABLE {} DETACH PARTITION {}", quote_table(parent), quote_table(leaf));
         let what = format!("{leaf} is a partition of {parent} here and none of its captured ones at the source");
-        findings.warn("partition", what, why, Some(Remedy::sql(Side::Replica, statement)));
+        findings.warn("partition", what, why.as_str(), Some(Remedy::sql(Side::Replica, statement)));
         findings.about(leaf.to_string());
     }
     let there = |table: &TableName| relations.contains_key(table);
@@ -143,7 +170,7 @@ async fn partitions(
         findings.warn(
             "partition",
             format!("{leaf} is no partition of {parent} here"),
-            why,
+            why.as_str(),
             Some(Remedy::sql(Side::Replica, statement)),
         );
         findings.about(leaf.to_string());
@@ -165,7 +192,9 @@ async fn put_off(connection: &mut PgConnection, keys: bool) -> Result<BTreeSet<T
 async fn relations(connection: &mut PgConnection) -> Result<BTreeMap<TableName, Here>> {
     let rows = sqlx::query(
         "SELECT n.nspname::text, c.relname::text, c.oid::int8, pg_catalog.pg_has_role(c.relowner, 'USAGE'), pg_catalog.pg_get_userbyid(c.relowner)::text, \
-         (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.oid = c.relowner), pg_catalog.has_table_privilege(c.oid, 'REFERENCES') FROM pg_catalog.pg_class c \
+         (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.oid = c.relowner), pg_catalog.has_table_privilege(c.oid, 'REFERENCES') \
+         OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND (SELECT bool_and(pg_catalog.has_column_privilege( \
+            c.oid, k.attnum, 'REFERENCES')) FROM unnest(i.indkey[:i.indnkeyatts - 1]) k (attnum) WHERE k.attnum > 0)) FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')",
     )
     .fetch_all(connection)
@@ -298,22 +327,39 @@ fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool
 }
 
 /// What `init` refuses, in its own words.
-fn misfit(findings: &mut Findings, source: &TableDefinition, replica: &TableDefinition, missing_types: &BTreeMap<&str, &str>) {
-    for text in misfits(source, replica) {
-        let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((&text, ""));
+fn misfit(
+    findings: &mut Findings,
+    table: &TableName,
+    misfits: &[String],
+    missing_types: &BTreeMap<&str, &str>,
+    late: Option<Duration>,
+) {
+    for text in misfits {
+        let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((text, ""));
         // Which of two is right only a person knows.
         let place = if statement.contains(OR_NEW) { Place::Person } else { Place::ReplicaSql };
         let statement = (!statement.is_empty()).then(|| format!("ALTER TABLE {}", statement.trim_end_matches(';')));
-        // `format_type` quotes a name only where it must be.
-        let has = |name: &str| statement.as_ref().is_some_and(|s| s.contains(name) || s.contains(&name.replace('"', "")));
-        let needs = missing_types.iter().find(|(name, _)| has(name));
+        let needs = missing_types.iter().find(|(name, _)| statement.as_ref().is_some_and(|s| mentions(s, name)));
         let remedy = statement.map(|statement| match needs {
             Some((_, make)) => Remedy::at(place, (*make).to_owned()).then(statement),
             None => Remedy::at(place, statement),
         });
-        findings.error("table_fit", what, "init refuses the table, and a row that does not fit halts the replica", remedy);
-        findings.about(source.table.to_string());
+        let reason = "init refuses the table, and a row that does not fit halts the replica";
+        differs(findings, "table_fit", what, reason, remedy, late);
+        findings.about(table.to_string());
     }
+}
+
+/// True when a statement has a type's name, and not only as a part of another.
+fn mentions(statement: &str, name: &str) -> bool {
+    // `format_type` quotes a name only where it must be.
+    let (statement, name) = (statement.replace('"', ""), name.replace('"', ""));
+    let goes_on = |c: char| c.is_alphanumeric() || matches!(c, '_' | '$');
+    let alone = |at: usize| {
+        let (before, behind) = (&statement[..at], &statement[at + name.len()..]);
+        !before.ends_with(|c| goes_on(c) || c == '.') && !behind.starts_with(goes_on)
+    };
+    statement.match_indices(&name).any(|(at, _)| alone(at))
 }
 
 /// Generated columns travel in no change, so nothing halts where the replica lacks one.
@@ -381,4 +427,21 @@ fn unique_keys(table: &TableDefinition) -> impl Iterator<Item = (&str, String, b
         (i.name.as_str(), columns.to_owned(), false)
     });
     constraints.chain(indexes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_not_taken_for_one_whose_name_begins_with_its_own() {
+        assert!(mentions(
+            "ALTER TABLE \"public\".\"t\" ALTER COLUMN \"m\" TYPE public.mood USING \"m\"::public.mood",
+            "\"public\".\"mood\""
+        ));
+        assert!(mentions("ADD COLUMN \"m\" public.\"Mood\"[]", "\"public\".\"Mood\""));
+        for other in ["public.mood_old", "public.moods", "unpublic.mood", "x.public.mood"] {
+            assert!(!mentions(&format!("ADD COLUMN \"m\" {other}"), "\"public\".\"mood\""), "{other}");
+        }
+    }
 }

@@ -21,10 +21,9 @@ pub(super) async fn check(
     connection: &mut PgConnection,
 ) -> Result<()> {
     let publication = publication_name(&source.name);
-    let published = publication::read(connection, &publication).await?;
-    let begun = published.is_some();
-    if let Some(published) = published {
-        findings.keep_published(published.tables);
+    let begun = publication::read(connection, &publication).await?.is_some();
+    if begun {
+        findings.keep_published(publication::captured(connection, &publication).await?);
     }
     let state = schema_changes::read(connection, &publication, patterns).await?;
     let init = || Remedy::at(Place::Shell, format!("millstream init --source {}", source.name));

@@ -17,7 +17,7 @@ use crate::postgres::sql::{self, quote_ident as quote};
 use crate::postgres::{Mode, PgClient, ServerError};
 use crate::preflight::init::publication::altered;
 use crate::preflight::init::{Blueprint, Resolved, resolve};
-use crate::preflight::tables::TablePatterns;
+use crate::preflight::tables::{TablePatterns, exactly};
 
 /// A transaction older than this is named: making a slot, and the first copy, wait for it.
 const LONG_TRANSACTION: Duration = Duration::from_secs(60);
@@ -75,7 +75,8 @@ async fn look(
 async fn blueprint(findings: &mut Findings, source: &str, connection: &mut PgConnection, resolved: &Resolved) -> Result<()> {
     let blueprint = Blueprint::read(connection, resolved).await?;
     for (table, reason) in &blueprint.refused {
-        let remedy = Remedy::at(Place::Configuration, format!("source.{source}.tables: add \"!{table}\""));
+        let remedy =
+            Remedy::at(Place::Configuration, format!("source.{source}.tables: add {:?}", format!("!{}", exactly(table))));
         findings.error("types", reason, "its rows have no shape that a replica could be given", Some(remedy));
         findings.about(table.to_string());
     }

@@ -42,6 +42,8 @@ pub struct ColumnDefinition {
     pub type_text: String,
     /// `pg_type.oid`.
     pub type_oid: u32,
+    /// The type without length, precision and scale, and of a domain the one below it: what casts are made between.
+    pub base_text: String,
     /// NOT NULL.
     pub not_null: bool,
     /// Default, or the expression of a generated column.
@@ -181,7 +183,8 @@ const TABLES: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, \
 
 const COLUMNS: &str = "SELECT a.attrelid::int8, a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid::int8, a.attnotnull, \
        pg_catalog.pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text, \
-       CASE WHEN a.attcollation <> t.typcollation THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END \
+       CASE WHEN a.attcollation <> t.typcollation THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END, \
+       pg_catalog.format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, -1) \
      FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
      LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
      LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation \
@@ -198,6 +201,7 @@ fn column(row: &PgRow) -> Result<ColumnDefinition> {
         identity: letter(row, 6)?,
         generated: letter(row, 7)?,
         collation: get(row, 8)?,
+        base_text: get(row, 9)?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! Does a table that the replica has already fit the source's?
 
+use super::casts::Casts;
 use super::definition::{ColumnDefinition, TableDefinition};
 use crate::postgres::sql::{quote_ident, quote_table};
 
@@ -11,7 +12,7 @@ pub const OR_NEW: &str = " if it was renamed; only if it is a new column: ";
 /// Types must print alike (both sides print them in full); the replica may have more columns when they need no value. What finds rows at
 /// the source must find them here as well.
 #[must_use]
-pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<String> {
+pub fn misfits(source: &TableDefinition, replica: &TableDefinition, casts: &Casts) -> Vec<String> {
     let name = quote_table(&replica.table);
     let mut found = Vec::new();
     for column in source.travelling() {
@@ -35,8 +36,10 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
                 found.push(format!("column {quoted} is generated here and not at the source: ALTER TABLE {name} ALTER COLUMN {quoted} DROP EXPRESSION;"));
             }
             Some(theirs) if theirs.type_text != column.type_text => found.push(format!(
-                "column {quoted} is {} and should be {}: ALTER TABLE {name} ALTER COLUMN {quoted} TYPE {} USING {quoted}::{};",
-                theirs.type_text, column.type_text, column.type_text, column.type_text
+                "column {quoted} is {} and should be {}: ALTER TABLE {name} {};",
+                theirs.type_text,
+                column.type_text,
+                retype(&quoted, column, theirs, casts)
             )),
             Some(theirs) if theirs.not_null && !column.not_null => {
                 found.push(format!(
@@ -68,6 +71,21 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition) -> Vec<Strin
         }
     }
     found
+}
+
+/// Gives a column its type. An explicit cast would cut values that are too long for it in silence, so there is one only where PostgreSQL has no other, and to
+/// the type without its length: the length is checked behind it. A default may have no cast at all, and is set anew.
+fn retype(quoted: &str, wanted: &ColumnDefinition, theirs: &ColumnDefinition, casts: &Casts) -> String {
+    let alter = format!("ALTER COLUMN {quoted}");
+    let retype = format!("{alter} TYPE {}", wanted.type_text);
+    let Some(cast) = casts.explicit(&theirs.base_text, &wanted.base_text) else { return retype };
+    let retype = format!("{retype} USING {quoted}{cast}");
+    if theirs.expression.is_none() {
+        return retype;
+    }
+    let default = wanted.expression.as_ref().filter(|_| wanted.generated.is_none());
+    let default = default.map(|default| format!(", {alter} SET DEFAULT {default}")).unwrap_or_default();
+    format!("{alter} DROP DEFAULT, {retype}{default}")
 }
 
 /// A column of the same type that only the replica has: the missing one may be that one under another name.

@@ -18,6 +18,7 @@
 
 mod adopt;
 mod blueprint;
+pub mod casts;
 mod catalog;
 pub(crate) mod ddl;
 pub(crate) mod definition;
@@ -44,7 +45,7 @@ use crate::halt::HaltCode;
 use crate::postgres::ServerError;
 use crate::postgres::sql::{Side, connect};
 use crate::preflight::schema_changes;
-use crate::preflight::tables::TablePatterns;
+use crate::preflight::tables::{TablePatterns, exactly};
 use crate::queue::Queue;
 use crate::replica::postgres::ledger::{self, CopyState};
 
@@ -188,12 +189,9 @@ async fn init_source(
         refused.push(format!("no table matches {:?}", config.tables));
     }
     let blueprint = Blueprint::read(&mut source, &resolved).await?;
-    refused.extend(
-        blueprint
-            .refused
-            .iter()
-            .map(|(table, reason)| format!("{table}: {reason}: add \"!{table}\" to source.{}.tables", config.name)),
-    );
+    refused.extend(blueprint.refused.iter().map(|(table, reason)| {
+        format!("{table}: {reason}: add {:?} to source.{}.tables", format!("!{}", exactly(table)), config.name)
+    }));
     let publication = publication_name(&config.name);
     let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
     let carrying = schema_changes::read(&mut source, &publication, &patterns).await?;

@@ -1,11 +1,11 @@
 //! The publication: its tables one by one, never FOR ALL TABLES or IN SCHEMA, so that a table made tomorrow without a key cannot make
 //! the application's statements fail (I7).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use super::catalog::get;
+use super::catalog::{get, oid};
 use crate::capture::postgres::publication::{CARRIES, OPTIONS, left_out, mark};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
@@ -110,6 +110,22 @@ pub async fn read(source: &mut PgConnection, publication: &str) -> Result<Option
     let tables = rows.iter().map(|row| Ok(TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?)));
     let tables = tables.collect::<Result<_>>()?;
     Ok(Some(Publication { all_tables: get(&head, 0)?, tables }))
+}
+
+/// The tables whose changes a publication lets through, by `pg_class.oid`: leaves of partitioned ones, and also what FOR ALL TABLES or IN SCHEMA brings.
+///
+/// # Errors
+/// The server's.
+pub async fn captured(source: &mut PgConnection, publication: &str) -> Result<BTreeMap<u32, TableName>> {
+    let rows = sqlx::query(
+        "SELECT p.relid::int8, n.nspname::text, c.relname::text FROM pg_catalog.pg_get_publication_tables($1) p \
+         JOIN pg_catalog.pg_class c ON c.oid = p.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace",
+    )
+    .bind(publication)
+    .fetch_all(source)
+    .await
+    .map_err(|e| classify(e, Side::Source))?;
+    rows.iter().map(|row| Ok((oid(row, 0)?, TableName::new(get::<String>(row, 1)?, get::<String>(row, 2)?)))).collect()
 }
 
 /// Runs statements one by one, each a transaction of its own.

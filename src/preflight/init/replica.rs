@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::blueprint::Blueprint;
+use super::casts::Casts;
 use super::catalog::{get, oid};
 use super::ddl::{self, Deferred};
 use super::definition::{self, TableDefinition};
@@ -123,11 +124,15 @@ pub async fn plan(
     let here: Vec<u32> = fresh.iter().filter_map(|t| existing.get(&t.table).copied()).collect();
     let here = definition::read(replica, Side::Replica, &here).await?;
     let here: BTreeMap<&TableName, &TableDefinition> = here.values().map(|t| (&t.table, t)).collect();
+    let casts = Casts::read(replica).await?;
     let (mut drops, mut holding) = ([Vec::new(), Vec::new()], Vec::new());
     for table in &fresh {
         match here.get(&table.table) {
             Some(found) => {
-                judge_existing(table, found, loading, &mut drops, &mut plan);
+                plan.refused.extend(misfits(table, found, &casts).into_iter().map(|misfit| format!("{}: {misfit}", table.table)));
+                if loading == Loading::Copy {
+                    take_off(found, &mut drops, &mut plan);
+                }
                 if loading == Loading::Copy && has_rows(replica, &table.table).await? {
                     holding.push(table.table.clone());
                 }
@@ -193,19 +198,7 @@ async fn tables(replica: &mut PgConnection) -> Result<BTreeMap<TableName, u32>> 
     rows.iter().map(|r| Ok((TableName::new(get::<String>(r, 1)?, get::<String>(r, 2)?), oid(r, 0)?))).collect()
 }
 
-fn judge_existing(
-    wanted: &TableDefinition,
-    found: &TableDefinition,
-    loading: Loading,
-    drops: &mut [Vec<String>; 2],
-    plan: &mut ReplicaPlan,
-) {
-    for misfit in misfits(wanted, found) {
-        plan.refused.push(format!("{}: {misfit}", wanted.table));
-    }
-    if loading == Loading::Adopt {
-        return;
-    }
+fn take_off(found: &TableDefinition, drops: &mut [Vec<String>; 2], plan: &mut ReplicaPlan) {
     let (taken_off, later) = ddl::take_off(found);
     for (all, mine) in drops.iter_mut().zip(taken_off) {
         all.extend(mine);

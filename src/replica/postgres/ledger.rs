@@ -52,6 +52,14 @@ pub(crate) fn identity_of(schema: &str, name: &str) -> String {
     )
 }
 
+/// SQL of whether a row's table is not what has its name on this server: it was dropped or renamed there. False where the row does not know its table here.
+pub(crate) fn is_replaced() -> String {
+    format!(
+        "coalesce(pg_catalog.starts_with(replica_table, {IDENTITY}) AND replica_table IS DISTINCT FROM {}, false)",
+        identity_of("table_schema", "table_name")
+    )
+}
+
 /// A table of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {

@@ -8,7 +8,7 @@
 //! | under the same name | has it | its changes are written |
 //! | | was renamed by hand, before the log says so | they are written to it all the same |
 //! | | was renamed, and one that is nobody's has the name | a halt: renamed too early, or rebuilt |
-//! | | is gone, and one that is nobody's has the name | they are written there: somebody has rebuilt it |
+//! | | is gone, and one that is nobody's has the name | they are written there: somebody has rebuilt it; while it is copied, its copy starts again |
 //! | under another name | has the new name | the ledger follows; whose name it was there goes by what it is called on the replica, and is forgotten where it is gone |
 //! | | has not | a halt that says how |
 //! | not, and another under the name | | a halt: the table was made anew and has to be copied |
@@ -92,6 +92,7 @@ impl PostgresReplica {
             }
             (Now::Gone | Now::Unknown, true) if here.is_none() => Err(catalog::missing(name)),
             (Now::Gone | Now::Unknown, true) if is_others => Err(of_another(name)),
+            (Now::Gone, true) if member.state != CopyState::Live => Err(replaced_while_copied(name)),
             (Now::Gone | Now::Unknown, true) => {
                 self.keep(schema, here.as_deref()).await?;
                 Ok(Some(name.clone()))
@@ -290,6 +291,12 @@ pub(crate) fn of_another(table: &TableName) -> Error {
         "the replica's {table} is another of its tables, renamed by hand; rename it back, the source's own renaming comes in its place"
     );
     Error::halt(HaltCode::SchemaMismatch, message)
+}
+
+/// Rows of a copy are in a table that has its name no more.
+pub(crate) fn replaced_while_copied(table: &TableName) -> Error {
+    let message = format!("the replica's table {table} was replaced while it was copied; its copy starts again");
+    Error::new(ErrorKind::Busy, message)
 }
 
 /// What gives a table its new name, where it does not have it yet.

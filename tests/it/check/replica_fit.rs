@@ -79,6 +79,9 @@ async fn tables_of_somebody_elses_are_told_what_they_lack() {
     let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
     mend_all(&look().await, "table_right", 1, &pair.replica).await;
     gone(&look().await, "table_right");
+    // PostgreSQL is content with the columns of the key.
+    pair.replica.execute(&format!("REVOKE REFERENCES ON parent FROM {name}; GRANT REFERENCES (id) ON parent TO {name}")).await;
+    gone(&look().await, "table_right");
     mend_all(&look().await, "table_fit", 1, &pair.replica).await;
     gone(&look().await, "table_fit");
     let owners: Vec<_> = look().await.into_iter().filter(|f| f.check == "table_owner").collect();
@@ -97,8 +100,14 @@ async fn tables_of_somebody_elses_are_told_what_they_lack() {
     pair.source.execute("ALTER TABLE felt ADD COLUMN n int; ALTER TYPE mood RENAME VALUE 'a' TO 'c'").await;
     let all = look().await;
     let found = problem(&all, "table_fit");
-    assert!(found.severity == Severity::Warning && found.what.contains("behind"), "{found:?}");
-    gone(&all, "enum");
+    assert!(found.severity == Severity::Warning && found.why.contains("may still come with the log"), "{found:?}");
+    assert!(errors(&all, "enum").is_empty() && problem(&all, "enum").why.contains("may still come"), "{all:#?}");
+    // Nor is it silent about what no log carries, or about what holds it up.
+    pair.replica.execute("ALTER TABLE felt ADD CONSTRAINT own CHECK (id < 10)").await;
+    problem(&look().await, "check_constraint");
+    carry_out(found.remedy.as_ref().expect("a remedy"), &pair.replica).await;
+    gone(&look().await, "table_fit");
+    pair.replica.execute("ALTER TABLE felt DROP COLUMN n").await;
     pair.replica.execute("UPDATE millstream.replica SET source_time_us = NULL").await;
     assert_eq!(problem(&look().await, "table_fit").severity, Severity::Error);
 }
@@ -163,6 +172,41 @@ async fn a_column_of_another_tables_row_type_is_found_before_init_refuses_it() {
     let mut shop = pair.shop().clone();
     shop.tables.push(pattern_of(&found));
     gone(&check_source(&shop).await.0.into_list(), "types");
+}
+
+/// `USING v::varchar(10)` cut what was longer in silence; an enum has no cast to another, and a default that has none was in the way.
+#[tokio::test]
+async fn a_columns_type_is_changed_without_cutting_its_values_and_with_its_default() {
+    let pair = Pair::new().await;
+    pair.source
+        .execute(
+            "CREATE TYPE mood AS ENUM ('a', 'b'); CREATE DOMAIN short AS varchar(10); \
+             CREATE TABLE t (id bigint PRIMARY KEY, v varchar(10), s short, b bit(3), f mood DEFAULT 'b', g mood, m mood[] DEFAULT '{a}', n int DEFAULT 7, \
+                             d text DEFAULT 'd')",
+        )
+        .await;
+    pair.replica
+        .execute(
+            "CREATE TYPE mood AS ENUM ('a', 'b'); CREATE DOMAIN short AS varchar(10); CREATE TYPE old_mood AS ENUM ('a', 'b'); \
+             CREATE TABLE t (id int PRIMARY KEY, v text, s text, b text, f old_mood DEFAULT 'a', g text, m old_mood[] DEFAULT '{b}', n text DEFAULT '5', d int DEFAULT 3); \
+             INSERT INTO t VALUES (1, 'longer than ten', 'longer than ten', '101011', 'b', 'a', '{a,b}', '8', 9)",
+        )
+        .await;
+    let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
+    let all = look().await;
+    let statements: Vec<_> =
+        errors(&all, "table_fit").iter().map(|f| f.remedy.as_ref().expect("a remedy").steps.join("; ")).collect();
+    assert_eq!(statements.len(), 9, "{statements:#?}");
+    assert!(statements[1].ends_with("TYPE character varying(10)") && statements[0].ends_with("TYPE bigint"), "{statements:#?}");
+    for statement in &statements[1..4] {
+        assert!(pair.replica.query(statement).await.is_err(), "{statement} cuts values");
+    }
+    pair.replica.execute("UPDATE t SET v = 'short', s = 'short', b = '101'").await;
+    mend_all(&look().await, "table_fit", 9, &pair.replica).await;
+    gone(&look().await, "table_fit");
+    pair.replica.execute("INSERT INTO t (id) VALUES (2)").await;
+    let rows = "SELECT string_agg(concat_ws(' ', id, v, s, b, f, g, m, n, d), '; ' ORDER BY id) FROM t";
+    assert_eq!(pair.replica.value(rows).await, "1 short short 101 b a {a,b} 8 9; 2 b {a} 7 3");
 }
 
 /// The pattern that a finding says to add.

@@ -345,6 +345,39 @@ async fn a_table_that_is_dropped_and_made_anew_halts_until_it_is_copied() {
     assert!(!found.stdout.contains("\"captured\""), "{found:?}");
 }
 
+/// By its name such a table was missing, and the remedy was to empty it.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_what_is_captured_no_more_from_what_was_renamed_and_from_what_may_still_come() {
+    let lane = Lane::with(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE \"a.b\" (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+        HALT,
+    )
+    .await;
+    let captured = async || {
+        let report = lane.site.run(&["check", "--json"]).await.stdout;
+        let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        let all = report["findings"].as_array().expect("findings").iter().filter(|f| f["check"] == "captured").cloned();
+        all.collect::<Vec<_>>()
+    };
+    let daemon = lane.start().await;
+    lane.source.execute("ALTER TABLE t RENAME TO moved").await;
+    assert_eq!(captured().await, [serde_json::Value::Null; 0], "its changes come under its new name");
+    let publication = lane.source.value("SELECT pubname FROM pg_publication").await;
+    lane.source.execute(&format!("ALTER PUBLICATION {publication} DROP TABLE \"a.b\"")).await;
+    let found = captured().await;
+    assert!(found.len() == 1 && found[0]["severity"] == "error", "{found:#?}");
+    let step = found[0]["remedy"]["steps"][0].as_str().expect("a step");
+    assert!(step.starts_with(r#"add "!public.\"a.b\"" to the source's tables"#), "{step}");
+
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let late = "UPDATE millstream.replica SET source_time_us = source_time_us - 60000000";
+    lane.replica.execute(late).await;
+    let found = captured().await;
+    assert!(found.len() == 1 && found[0]["severity"] == "warning" && !found[0].to_string().contains("drop"), "{found:#?}");
+    lane.source.execute(&format!("DROP PUBLICATION {publication}; CREATE PUBLICATION {publication} FOR ALL TABLES")).await;
+    assert_eq!(captured().await, [serde_json::Value::Null; 0], "every table is published");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_is_changed_in_its_file_needs_no_restart() {
     let server = PgServer::start().await;
