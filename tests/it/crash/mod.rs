@@ -11,6 +11,8 @@ mod disk;
 mod failpoints;
 mod fsync;
 mod network;
+#[cfg(feature = "failpoints")]
+mod panics;
 mod soak;
 mod stalls;
 mod storm;
