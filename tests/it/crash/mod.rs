@@ -16,6 +16,7 @@ mod panics;
 mod soak;
 mod stalls;
 mod storm;
+mod terminate;
 mod two;
 
 use std::time::Duration;
