@@ -145,6 +145,47 @@ async fn a_ledger_that_somebody_drops_is_named() {
     lane.halted(&["ledger_damaged"]).await;
 }
 
+/// The words named neither the replica nor the column.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_the_ledger_that_makes_no_sense_halts_and_says_where() {
+    let lane = Lane::new(T).await;
+    assert_eq!(lane.start().await.terminate().await.code(), Some(0));
+    lane.replica
+        .execute(
+            "CREATE TABLE kept AS TABLE millstream.replica; CREATE TABLE kept_tables AS TABLE millstream.copied_table; \
+             ALTER TABLE millstream.copied_table DROP CONSTRAINT copied_table_state_check",
+        )
+        .await;
+    lane.source.execute("INSERT INTO t VALUES (50, 'x', 0)").await;
+    let (replica, tables) = ("millstream.replica, row 'reports'", "millstream.copied_table of replica 'reports', table public.t");
+    for (nonsense, place, column) in [
+        ("UPDATE millstream.replica SET cursor = '\"nonsense\"'", replica, "cursor"),
+        ("UPDATE millstream.replica SET cursor = cursor - 'offset'", replica, "cursor"),
+        ("UPDATE millstream.replica SET cursor = jsonb_set(cursor, '{number}', '-1')", replica, "cursor"),
+        ("UPDATE millstream.replica SET history = '{}'", replica, "history"),
+        ("UPDATE millstream.replica SET stream = 'none'", replica, "stream"),
+        ("UPDATE millstream.copied_table SET state = 'nonsense'", tables, "state"),
+        ("UPDATE millstream.copied_table SET source_oid = -1", tables, "source_oid"),
+    ] {
+        lane.replica.execute(nonsense).await;
+        let daemon = lane.site.start();
+        let status: serde_json::Value = serde_json::from_str(&lane.halted(&["ledger_damaged"]).await).expect("JSON");
+        let error = status["replicas"]["reports"]["error"].as_str().expect("an error");
+        assert!(
+            error.starts_with("replica 'reports': ") && error.contains(&format!("{place}: column {column} ")),
+            "{nonsense}: {error}"
+        );
+        assert!(daemon.log().contains(&format!("{place}: column {column} ")), "{nonsense}: {}", daemon.log());
+        assert_eq!(daemon.terminate().await.code(), Some(0), "{nonsense}");
+        assert_eq!(lane.replica.value("SELECT count(*) FROM t").await, "10", "{nonsense}: nothing is applied by a guess");
+        let mended = "UPDATE millstream.replica r SET cursor = k.cursor, history = k.history, stream = k.stream FROM kept k; \
+             UPDATE millstream.copied_table c SET state = k.state, source_oid = k.source_oid FROM kept_tables k";
+        lane.replica.execute(mended).await;
+    }
+    let _daemon = lane.start().await;
+    lane.equal().await;
+}
+
 /// `init` was to copy it, and failed at its key's name.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renamed_table_is_followed_once_the_replica_has_the_name() {
