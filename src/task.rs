@@ -130,6 +130,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn of_a_panics_text_nothing_is_kept() {
+        let ended = tokio::spawn(async { panic!("row (4111111111111111)") }).await.expect_err("a panic");
+        assert!(ended.to_string().contains("4111"), "tokio shows it, which is why it is no cause: {ended}");
+        let error = ended_early("a loader", &ended);
+        assert_eq!(error.to_string(), "a loader panicked");
+        assert!(std::error::Error::source(&error).is_none() && !format!("{error:?}").contains("4111"));
+    }
+
+    #[tokio::test]
     async fn stopping_waits_no_longer_than_its_limit_and_names_who_stays() {
         let mut tasks = Tasks::new(CancellationToken::new());
         tasks.spawn("stubborn", std::future::pending());
