@@ -82,12 +82,16 @@ async fn each_mode_takes_what_it_should_and_no_more() {
     // With a root certificate, require verifies the chain, as libpq does.
     assert_eq!(pass(&good, Some(other_ca)).await, [Disable, Prefer]);
 
-    let elsewhere = server(CertificateWish { names: vec!["elsewhere.example".into()], expired: false }).await;
+    let elsewhere = server(CertificateWish { names: vec!["elsewhere.example".into()], ..CertificateWish::default() }).await;
     assert_eq!(pass(&elsewhere, Some(elsewhere.tls().ca.clone())).await, [Disable, Prefer, Require, VerifyCa]);
 
     let expired = server(CertificateWish { expired: true, ..CertificateWish::default() }).await;
     assert_eq!(pass(&expired, Some(expired.tls().ca.clone())).await, [Disable, Prefer]);
     assert_eq!(pass(&expired, None).await, [Disable, Prefer, Require]);
+
+    let own = server(CertificateWish { self_signed: true, ..CertificateWish::default() }).await;
+    assert_eq!(pass(&own, Some(own.tls().ca.clone())).await, [Disable, Prefer]);
+    assert_eq!(pass(&own, None).await, [Disable, Prefer, Require]);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use super::Lane;
 use crate::support::postgres::{PgServer, shared, shared_replica};
 use crate::support::template::major_version;
+use crate::support::tls::CertificateWish;
 
 /// Without event triggers on the source.
 const HALT: &str = "schema_changes = \"halt\"";
@@ -411,6 +412,30 @@ async fn a_password_that_is_changed_in_its_file_needs_no_restart() {
     lane.equal().await;
     lane.site.ready(super::CATCH_UP).await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
+}
+
+/// It was tried again for ever, as a network's trouble is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replicas_certificate_that_does_not_pass_halts_and_is_78_for_commands() {
+    let server = PgServer::builder().tls(CertificateWish::default()).start().await;
+    let lane = Lane::on(shared().await, &server, T).await;
+    let text = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    let (url, plain) = (lane.replica.url(), "sslmode=disable");
+    assert!(text.contains(&url) && url.ends_with(plain), "{text}");
+    let with = |tls: &str| text.replacen(&url, &url.replacen(plain, tls, 1), 1);
+    lane.site.configure(&with("sslmode=verify-full"));
+    let daemon = lane.site.start();
+    lane.source.execute("INSERT INTO t VALUES (30, 'later', 0)").await;
+    let status = lane.halted(&["misconfigured"]).await;
+    assert!(status.contains("see sslmode and sslrootcert") && status.contains("UnknownIssuer"), "{status}");
+    let refused = lane.site.run(&["init"]).await;
+    assert!(refused.code == Some(78) && refused.stderr.contains("see sslmode and sslrootcert"), "{refused:?}");
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    lane.site.configure(&with(&format!("sslmode=verify-full&sslrootcert={}", server.tls().ca.display())));
+    let _daemon = lane.start().await;
+    lane.equal().await;
+    let encrypted = "SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name LIKE 'millstream apply%'";
+    assert_eq!(lane.replica.value(encrypted).await, "true");
 }
 
 /// What a publication leaves out is not on the stream, and lag stays green.
