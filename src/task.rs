@@ -82,15 +82,24 @@ impl Tasks {
     fn name(&mut self, ended: Result<(Id, Result<()>), JoinError>) -> (String, Result<()>) {
         let (id, result) = match ended {
             Ok((id, result)) => (id, result),
-            Err(error) => {
-                let what = if error.is_panic() { "panicked" } else { "was aborted" };
-                (error.id(), Err(Error::new(ErrorKind::Unexpected, what)))
-            }
+            Err(error) => (error.id(), Err(Error::new(ErrorKind::Unexpected, how_it_ended(&error)))),
         };
         let name = self.names.remove(&id).unwrap_or_default();
         let result = result.map_err(|error| error.context(format!("task '{name}'")));
         (name, result)
     }
+}
+
+/// The error for work whose task gave no result.
+///
+/// Never with the [`JoinError`] as its cause: that one quotes the panic's text, and the text may quote what was being worked on (threat 4).
+#[must_use]
+pub fn ended_early(work: &str, error: &JoinError) -> Error {
+    Error::new(ErrorKind::Unexpected, format!("{work} {}", how_it_ended(error)))
+}
+
+fn how_it_ended(error: &JoinError) -> &'static str {
+    if error.is_panic() { "panicked" } else { "was aborted" }
 }
 
 #[cfg(test)]
@@ -118,6 +127,15 @@ mod tests {
         let mut tasks = Tasks::new(CancellationToken::new());
         tasks.spawn("clumsy", async { panic!("on purpose") });
         assert_eq!(tasks.watch().await.expect_err("a panic").to_string(), "task 'clumsy': panicked");
+    }
+
+    #[tokio::test]
+    async fn of_a_panics_text_nothing_is_kept() {
+        let ended = tokio::spawn(async { panic!("row (4111111111111111)") }).await.expect_err("a panic");
+        assert!(ended.to_string().contains("4111"), "tokio shows it, which is why it is no cause: {ended}");
+        let error = ended_early("a loader", &ended);
+        assert_eq!(error.to_string(), "a loader panicked");
+        assert!(std::error::Error::source(&error).is_none() && !format!("{error:?}").contains("4111"));
     }
 
     #[tokio::test]

@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Context, Error, Result};
 use crate::failpoint;
+use crate::task::ended_early;
 
 /// A chunk of memory is closed at this size: no copying as it grows further, and no more slack than this.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -35,7 +36,7 @@ impl SpillSpace {
     /// Makes the folder. Files in it have no names, so there is nothing left from earlier to remove.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`], [`ErrorKind::NoSpace`].
+    /// [`crate::ErrorKind::Io`], [`crate::ErrorKind::NoSpace`].
     pub fn open(folder: &Path, max_bytes: u64) -> Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).at(|| format!("spill_dir {}", folder.display()))?;
         Ok(Self { folder: folder.to_owned(), max_bytes, used_bytes: 0 })
@@ -118,7 +119,7 @@ impl HeldBytes {
     /// Moves what is in memory to the file; past the space's limit forgets all but the count.
     ///
     /// # Errors
-    /// [`ErrorKind::NoSpace`] when the disk is full, [`ErrorKind::Io`].
+    /// [`crate::ErrorKind::NoSpace`] when the disk is full, [`crate::ErrorKind::Io`].
     pub async fn spill(&mut self, space: &mut SpillSpace) -> Result<()> {
         let bytes = self.memory_bytes() as u64;
         if bytes == 0 {
@@ -186,7 +187,7 @@ impl HeldReader {
     /// The next chunk, `None` at the end.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// [`crate::ErrorKind::Io`].
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         if let Some((file, length)) = &self.file
             && self.at < *length
@@ -208,9 +209,7 @@ impl HeldReader {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| Error::new(ErrorKind::Unexpected, "a task for the spill file ended early").with_source(e))?
+    tokio::task::spawn_blocking(work).await.map_err(|e| ended_early("a task for the spill file", &e))?
 }
 
 #[cfg(test)]

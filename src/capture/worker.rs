@@ -38,6 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{ChangeEncoder, Lsn, Position, Progress};
 use crate::failpoint;
 use crate::queue::DurablePosition;
+use crate::task::ended_early;
 
 mod intake;
 
@@ -407,6 +408,6 @@ fn upkeep_ended(ended: std::result::Result<Result<()>, tokio::task::JoinError>) 
     match ended {
         Ok(Ok(())) => Error::new(ErrorKind::Unexpected, "the queue's upkeep ended early"),
         Ok(Err(error)) => error,
-        Err(error) => Error::new(ErrorKind::Unexpected, "the queue's upkeep panicked").with_source(error),
+        Err(error) => ended_early("the queue's upkeep", &error),
     }
 }

@@ -131,6 +131,12 @@ fn without_quoted(message: &str) -> String {
 pub fn from_sqlx(error: sqlx::Error, side: Side) -> Error {
     let kind = match error {
         sqlx::Error::Database(inner) => return from_database(inner, side),
+        // As our own client says it: a certificate that does not pass now will not pass later, unlike a network.
+        sqlx::Error::Io(inner) if is_of_a_certificate(&inner) => {
+            return Error::new(ErrorKind::Config, "TLS with the server failed (see sslmode and sslrootcert)")
+                .with_source(inner)
+                .context(format!("connection to the {}", side.as_str()));
+        }
         // Of a socket all of it is the connection's: a name that is not found has no kind of its own.
         sqlx::Error::Io(inner) => {
             return Error::new(ErrorKind::Connection, inner.to_string())
@@ -151,6 +157,18 @@ pub fn from_sqlx(error: sqlx::Error, side: Side) -> Error {
         _ => ErrorKind::Unexpected,
     };
     Error::new(kind, format!("{}: {error}", side.as_str())).with_source(error)
+}
+
+/// rustls puts its errors inside of I/O errors. Of them only those that a handshake alone can have: others are damage on the way.
+fn is_of_a_certificate(error: &std::io::Error) -> bool {
+    use rustls::Error as Tls;
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
+    inner.is_some_and(|inner| {
+        matches!(
+            inner,
+            Tls::InvalidCertificate(_) | Tls::NoCertificatesPresented | Tls::UnsupportedNameType | Tls::PeerIncompatible(_)
+        )
+    })
 }
 
 fn from_database(error: Box<dyn sqlx::error::DatabaseError>, side: Side) -> Error {

@@ -18,6 +18,7 @@ use super::socket::Socket;
 use super::verify;
 use crate::config::{PgConnect, TlsMode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::task::ended_early;
 
 /// `SSLRequest`: length 8, code 80877103.
 pub(super) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
@@ -67,9 +68,7 @@ fn handshake_failed(error: std::io::Error, mode: TlsMode) -> Error {
 async fn client_config(to: &PgConnect, mode: TlsMode) -> Result<ClientConfig> {
     let to = to.clone();
     // Reading certificates is file I/O, and the system's are many.
-    tokio::task::spawn_blocking(move || build_config(&to, mode))
-        .await
-        .map_err(|e| Error::new(ErrorKind::Unexpected, "reading certificates failed").with_source(e))?
+    tokio::task::spawn_blocking(move || build_config(&to, mode)).await.map_err(|e| ended_early("reading certificates", &e))?
 }
 
 fn build_config(to: &PgConnect, mode: TlsMode) -> Result<ClientConfig> {

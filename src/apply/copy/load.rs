@@ -17,6 +17,7 @@ use crate::event::{ApplyEpoch, TableName};
 use crate::failpoint;
 use crate::postgres::sql::{Side, classify, quote_table};
 use crate::replica::postgres::ledger::hold_epoch;
+use crate::task::ended_early;
 
 /// Copy data that is collected before it is sent on.
 const SEND_BYTES: usize = 128 << 10;
@@ -91,7 +92,7 @@ pub(super) async fn load_all(
             done = tasks.join_next() => match done {
                 None => break,
                 Some(Ok(result)) => result?,
-                Some(Err(panic)) => return Err(Error::new(ErrorKind::Unexpected, "a loader panicked").with_source(panic)),
+                Some(Err(ended)) => return Err(ended_early("a loader", &ended)),
             },
         }
     }

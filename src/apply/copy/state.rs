@@ -2,17 +2,17 @@
 
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::key;
 use super::progress::CopyProgress;
 use crate::capture::snapshot::{ChunkMoment, KeyRange, TablePlan, TableShape};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, Lsn, TableName, TableSchema};
 use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, quote_table};
 use crate::preflight::init;
-use crate::replica::postgres::ledger::{CopyState, hold_epoch, identity_of, is_replaced};
+use crate::replica::postgres::ledger::{CopyState, get, hold_epoch, identity_of, is_replaced};
 use crate::replica::postgres::members::{of_another, replaced_while_copied};
 
 /// A table that is not live.
@@ -59,10 +59,6 @@ fn fail(error: sqlx::Error) -> Error {
     classify(error, Side::Replica)
 }
 
-fn get<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(row: &'r PgRow, index: usize) -> Result<T> {
-    row.try_get(index).map_err(|error| damaged("a column of the copy's ledger does not hold what it should").with_source(error))
-}
-
 fn damaged(message: impl Into<String>) -> Error {
     Error::halt(HaltCode::LedgerDamaged, message)
 }
@@ -77,19 +73,19 @@ pub(super) async fn tables(replica: &mut PgConnection, name: &str) -> Result<Vec
     let rows = sqlx::query(AssertSqlSafe(sql)).bind(name).fetch_all(replica).await.map_err(fail)?;
     rows.iter()
         .map(|row| {
-            let version = get::<Option<Json<TableSchema>>>(row, 3)?.map(|json| json.0);
-            let key = get::<Option<Vec<String>>>(row, 4)?.unwrap_or_default();
-            let state = match get::<String>(row, 2)?.as_str() {
-                "pending" => CopyState::Pending,
-                "copying" => CopyState::Copying,
-                _ => CopyState::CatchingUp,
-            };
             let table = TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?);
-            let timeline = get::<Option<i64>>(row, 5)?.and_then(|number| u32::try_from(number).ok());
-            let replaced = get(row, 6)?;
-            Ok(CopyTable { table, state, replaced, began: version.map(|v| (v, key)), timeline, shape: None })
+            copy_table(row, table.clone()).at(|| format!("millstream.copied_table of replica '{name}', table {table}"))
         })
         .collect()
+}
+
+fn copy_table(row: &PgRow, table: TableName) -> Result<CopyTable> {
+    let state = CopyState::parse(get(row, 2)?)?;
+    let version = get::<Option<Json<TableSchema>>>(row, 3)?.map(|json| json.0);
+    let key = get::<Option<Vec<String>>>(row, 4)?.unwrap_or_default();
+    let timeline = get::<Option<i64>>(row, 5)?.and_then(|number| u32::try_from(number).ok());
+    let replaced = get(row, 6)?;
+    Ok(CopyTable { table, state, replaced, began: version.map(|v| (v, key)), timeline, shape: None })
 }
 
 /// A table's chunks in order.
@@ -104,16 +100,16 @@ pub(super) async fn chunks(replica: &mut PgConnection, name: &str, table: &Table
     .fetch_all(replica)
     .await
     .map_err(fail)?;
-    rows.iter()
-        .map(|row| {
-            let moment = match (get::<Option<String>>(row, 3)?, get::<Option<String>>(row, 4)?) {
-                (Some(snapshot), Some(lsn)) => Some(ChunkMoment { snapshot: snapshot.parse()?, insert_lsn: lsn.parse()? }),
-                (None, None) => None,
-                _ => return Err(damaged(format!("a chunk of {table} has a snapshot or an LSN alone"))),
-            };
-            Ok(Chunk { number: get(row, 0)?, range: KeyRange { lower: get(row, 1)?, upper: get(row, 2)? }, moment })
-        })
-        .collect()
+    rows.iter().map(chunk).collect::<Result<_>>().at(|| format!("millstream.copy_chunk of replica '{name}', table {table}"))
+}
+
+fn chunk(row: &PgRow) -> Result<Chunk> {
+    let moment = match (get::<Option<String>>(row, 3)?, get::<Option<String>>(row, 4)?) {
+        (Some(snapshot), Some(lsn)) => Some(ChunkMoment { snapshot: snapshot.parse()?, insert_lsn: lsn.parse()? }),
+        (None, None) => None,
+        _ => return Err(damaged("a chunk has a snapshot or an LSN alone")),
+    };
+    Ok(Chunk { number: get(row, 0)?, range: KeyRange { lower: get(row, 1)?, upper: get(row, 2)? }, moment })
 }
 
 /// True when deferred keys are being built: the replay has passed the last snapshot already.

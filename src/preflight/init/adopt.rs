@@ -67,13 +67,24 @@ pub(super) async fn place(
             if let Some(refusal) = check_physical(replica, history, position).await? {
                 return Ok(Err(vec![refusal]));
             }
-            // The source has gone on since, or nobody knows.
-            let alike = still.is_some_and(|(_, differences)| differences.is_empty());
-            let text = if alike { "counted alike" } else { "not comparable: the source has gone on" };
-            report(Line::Note(format!("rows of {} tables are {text}", tables.len())));
+            say_counts(tables.len(), position, still.map(|(_, differences)| differences), report);
             at(queue, source, replica, position).await
         }
     }
+}
+
+/// What counting both sides says of a backup. Never a reason to refuse: the source may have gone on since.
+fn say_counts(tables: usize, position: Position, differences: Option<Vec<String>>, report: Report<'_>) {
+    let text = match differences {
+        None => format!("rows of {tables} tables are not comparable: writers do not stand still"),
+        Some(differences) if differences.is_empty() => format!("rows of {tables} tables are counted alike"),
+        Some(differences) => format!(
+            "rows of {} of {tables} tables differ in number, as they do where the source has gone on since {position}: {}",
+            differences.len(),
+            differences.join("; ")
+        ),
+    };
+    report(Line::Note(text));
 }
 
 /// Counts both sides in a moment without writers. `None` when there is no such moment; otherwise its place and what differs.

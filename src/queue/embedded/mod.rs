@@ -98,6 +98,7 @@ use super::{Bounds, Queue, QueueReader, QueueWriter};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::QueueOffset;
 use crate::halt::HaltCode;
+use crate::task::ended_early;
 
 mod append;
 mod format;
@@ -155,7 +156,7 @@ fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Joi
 }
 
 async fn run<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    blocking(work).await.map_err(|e| Error::new(ErrorKind::Unexpected, "work on the queue's files ended early").with_source(e))?
+    blocking(work).await.map_err(|e| ended_early("work on the queue's files", &e))?
 }
 
 impl EmbeddedQueue {

@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use super::errors;
 use crate::error::{Error, ErrorKind, Result};
 use crate::halt::HaltCode;
+use crate::task::ended_early;
 
 /// A line that repeats is written this often.
 const REPEAT_EVERY: Duration = Duration::from_secs(30);
@@ -189,7 +190,7 @@ impl<T: Send + Sync + 'static> Drop for Reaped<T> {
 pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(call).await {
         Ok(result) => result,
-        Err(ended) => Err(Error::new(ErrorKind::Unexpected, "a call to librdkafka ended early").with_source(ended)),
+        Err(ended) => Err(ended_early("a call to librdkafka", &ended)),
     }
 }
 

@@ -446,7 +446,9 @@ fn statements(action: &Action, table: &TableName, there: &There) -> Vec<String> 
         Action::RenameColumn(from, to) => format!("{root} RENAME COLUMN {} TO {}", quote_ident(from), quote_ident(to)),
         Action::Retype(to) => {
             let (name, declared, collation) = (quote_ident(&to.name), &to.declared, collate(to));
-            format!("{root} ALTER COLUMN {name} TYPE {declared}{collation} USING {name}::{declared}")
+            // What a generated column becomes is its expression's affair.
+            let using = if to.generated.is_empty() { format!(" USING {name}::{declared}") } else { String::new() };
+            format!("{root} ALTER COLUMN {name} TYPE {declared}{collation}{using}")
         }
         Action::DropExpression(name) => format!("{root} ALTER COLUMN {} DROP EXPRESSION", quote_ident(name)),
         Action::Default(name, Some(default)) => format!("{own} ALTER COLUMN {} SET DEFAULT {default}", quote_ident(name)),

@@ -10,10 +10,10 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{Column, PgConnection, Row};
 
 use super::errors::{self, SHORT_WAIT, within};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, History, SchemaId, StreamId, TableName};
 use crate::halt::HaltCode;
 use crate::queue::log::Cursor;
@@ -103,11 +103,15 @@ impl CopyState {
         }
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// As the ledger has it.
+    ///
+    /// # Errors
+    /// A halt with `ledger_damaged`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         [Self::Pending, Self::Copying, Self::CatchingUp, Self::Live, Self::Leaving]
             .into_iter()
             .find(|state| state.as_str() == text)
-            .ok_or_else(|| damaged(format!("copied_table.state is '{text}'")))
+            .ok_or_else(|| damaged(format!("column state holds '{text}', which is no state")))
     }
 }
 
@@ -219,7 +223,7 @@ pub async fn load(connection: &mut PgConnection, name: &str) -> Result<ReplicaRo
     }
     let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM millstream.replica WHERE name = $1"));
     let row = within(SHORT_WAIT, "reading the ledger", sqlx::query(sql).bind(name).fetch_optional(connection)).await?;
-    row.as_ref().map_or_else(|| Err(uninitialized(name)), parse)
+    row.as_ref().map_or_else(|| Err(uninitialized(name)), |row| parse(row).at(|| format!("millstream.replica, row '{name}'")))
 }
 
 /// Claims the replica: raises the apply epoch and gives the row as it stands under it.
@@ -235,7 +239,7 @@ pub async fn raise_epoch(connection: &mut PgConnection, name: &str) -> Result<Re
         "UPDATE millstream.replica SET apply_epoch = apply_epoch + 1 WHERE name = $1 RETURNING {COLUMNS}"
     ));
     let row = within(SHORT_WAIT, "claiming the ledger", sqlx::query(sql).bind(name).fetch_optional(connection)).await?;
-    row.as_ref().map_or_else(|| Err(uninitialized(name)), parse)
+    row.as_ref().map_or_else(|| Err(uninitialized(name)), |row| parse(row).at(|| format!("millstream.replica, row '{name}'")))
 }
 
 /// Takes tables for what has their names, where the ledger does not know which they are on this server: it is older, or was restored from a dump.
@@ -314,7 +318,11 @@ pub async fn tables(connection: &mut PgConnection, name: &str) -> Result<Vec<(Ta
     .bind(added(whole(name)));
     let rows = within(SHORT_WAIT, "reading the ledger's tables", query.fetch_all(connection)).await?;
     rows.iter()
-        .map(|row| Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), CopyState::parse(get(row, 2)?)?)))
+        .map(|row| {
+            let table = table_of(row)?;
+            let state = get(row, 2).and_then(CopyState::parse).at(|| row_of(name, &table))?;
+            Ok((table, state))
+        })
         .collect()
 }
 
@@ -331,7 +339,7 @@ pub async fn tables_of_others(connection: &mut PgConnection, name: &str) -> Resu
     rows.iter()
         .map(|row| {
             let other: String = get(row, 2)?;
-            Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), whole(&other).to_owned()))
+            Ok((table_of(row)?, whole(&other).to_owned()))
         })
         .collect()
 }
@@ -352,17 +360,31 @@ pub async fn members(connection: &mut PgConnection, name: &str) -> Result<Vec<(T
     let rows = within(SHORT_WAIT, "reading the ledger's tables", query.fetch_all(connection)).await?;
     rows.iter()
         .map(|row| {
-            let state = if get(row, 3)? { CopyState::parse(get(row, 2)?)? } else { CopyState::Apart };
-            let number = |column| {
-                let number = get::<Option<i64>>(row, column)?.map(u32::try_from).transpose();
-                number.map_err(|_| damaged("a number in copied_table is out of its range"))
-            };
-            let (source_oid, named_by) = (number(5)?, number(7)?.map(SchemaId));
-            let leaves = state == CopyState::Live && get(row, 4)?;
-            let member = Member { state, leaves, source_oid, replica_table: get(row, 6)?, named_by };
-            Ok((TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?), member))
+            let table = table_of(row)?;
+            let member = member(row).at(|| row_of(name, &table))?;
+            Ok((table, member))
         })
         .collect()
+}
+
+fn member(row: &PgRow) -> Result<Member> {
+    let state = if get(row, 3)? { CopyState::parse(get(row, 2)?)? } else { CopyState::Apart };
+    let number = |index| {
+        let number = get::<Option<i64>>(row, index)?.map(u32::try_from).transpose();
+        number.map_err(|_| damaged(format!("column {} holds a number out of its range", column(row, index))))
+    };
+    let (source_oid, named_by) = (number(5)?, number(7)?.map(SchemaId));
+    let leaves = state == CopyState::Live && get(row, 4)?;
+    Ok(Member { state, leaves, source_oid, replica_table: get(row, 6)?, named_by })
+}
+
+fn table_of(row: &PgRow) -> Result<TableName> {
+    Ok(TableName::new(get::<String>(row, 0)?, get::<String>(row, 1)?))
+}
+
+/// Which row of `copied_table` makes no sense.
+fn row_of(name: &str, table: &TableName) -> String {
+    format!("millstream.copied_table of replica '{}', table {table}", whole(name))
 }
 
 fn parse(row: &PgRow) -> Result<ReplicaRow> {
@@ -370,7 +392,7 @@ fn parse(row: &PgRow) -> Result<ReplicaRow> {
     Ok(ReplicaRow {
         name: get(row, 0)?,
         source: get(row, 1)?,
-        stream: StreamId(stream.parse().map_err(|_| damaged("millstream.replica.stream is not a number"))?),
+        stream: StreamId(stream.parse().map_err(|_| damaged("column stream holds no number"))?),
         history: get::<Json<History>>(row, 3)?.0,
         cursor: get::<Option<Json<Cursor>>>(row, 4)?.map(|json| json.0),
         apply_epoch: ApplyEpoch(get::<i64>(row, 5)?.cast_unsigned()),
@@ -380,8 +402,20 @@ fn parse(row: &PgRow) -> Result<ReplicaRow> {
     })
 }
 
-fn get<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(row: &'r PgRow, index: usize) -> Result<T> {
-    row.try_get(index).map_err(|error| damaged("a column of the ledger does not hold what it should").with_source(error))
+/// A column's value; the row's place is the caller's to add.
+///
+/// # Errors
+/// A halt with `ledger_damaged` that names the column.
+pub(crate) fn get<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(
+    row: &'r PgRow,
+    index: usize,
+) -> Result<T> {
+    row.try_get(index)
+        .map_err(|error| damaged(format!("column {} does not hold what it should", column(row, index))).with_source(error))
+}
+
+fn column(row: &PgRow, index: usize) -> &str {
+    row.columns().get(index).map_or("?", Column::name)
 }
 
 fn damaged(message: impl Into<String>) -> Error {

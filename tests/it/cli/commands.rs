@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use millstream::cli::{Cli, Exit};
 use millstream::halt::HaltCode;
+use millstream::replica::postgres::ledger;
 
 use super::NOWHERE;
-use crate::support::daemon::{Site, binary};
+use crate::support::daemon::{Site, binary, pair_configuration};
+use crate::support::postgres::{shared, shared_replica};
+use crate::support::sql;
 use crate::support::wait::{LONG, until};
 
 /// Every command that has a help page of its own.
@@ -175,4 +178,55 @@ async fn a_warning_is_0_and_under_strict_1() {
     let lax = site.run(&["check"]).await;
     assert!(lax.code == Some(0) && lax.stdout.contains("none.such"), "{lax:?}");
     assert_eq!(site.run(&["check", "--strict"]).await.code, Some(1));
+}
+
+/// For scripts: neither right nor wrong, but not now. The role has no session left, which the server says with SQLSTATE 53300.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_no_session_left_is_75_and_the_same_command_works_later() {
+    let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
+    let role = format!("busy_{}", source.name);
+    source
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN REPLICATION CONNECTION LIMIT 0; GRANT ALL ON DATABASE {} TO {role}; \
+             CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t OWNER TO {role}",
+            source.name
+        ))
+        .await;
+    let as_role = source.url().replacen("postgres@", &format!("{role}@"), 1);
+    let site = Site::new(&pair_configuration(&as_role, &replica.url(), "embedded:{folder}/queue"));
+    let busy = site.run(&["init"]).await;
+    assert_eq!(busy.code, Some(Exit::Temporary as i32), "{busy:?}");
+    assert_eq!(Exit::Temporary as i32, 75);
+    assert!(busy.stderr.contains(&format!("too many connections for role \"{role}\"")), "{busy:?}");
+    source.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT 10")).await;
+    site.must(&["init"]).await;
+    site.must(&["teardown", "--yes"]).await;
+}
+
+/// Both have planned before either writes: who comes second finds the ledger made, and is to run again to see what is left to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_of_two_inits_at_once_is_75() {
+    let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let site = Site::pair(&source, &replica);
+    let whole = std::fs::read_to_string(site.configuration()).unwrap();
+    let (start, end) = (whole.find("[replica.reports]").unwrap(), whole.find("[http]").unwrap());
+    site.configure(&format!("{}{}", &whole[..start], &whole[end..]));
+    site.must(&["init"]).await;
+    site.configure(&whole);
+    let mut session = replica.connection().await;
+    ledger::migrate(&mut session).await.unwrap();
+    sql::query(&mut session, "BEGIN; LOCK TABLE millstream.replica IN SHARE MODE").await.unwrap();
+    let let_both_go = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'millstream init' \
+             AND wait_event_type = 'Lock'";
+        until("both to be about to write the ledger", LONG, async || replica.value(waiting).await == "2").await;
+        sql::query(&mut session, "COMMIT").await.unwrap();
+    };
+    let (one, other, ()) = tokio::join!(site.run(&["init"]), site.run(&["init"]), let_both_go);
+    let (good, busy) = if one.code == Some(0) { (one, other) } else { (other, one) };
+    assert_eq!((good.code, busy.code), (Some(0), Some(75)), "{good:?} {busy:?}");
+    assert!(busy.stderr.contains("another init has made the ledger of replica 'reports' meanwhile"), "{busy:?}");
+    site.must(&["init"]).await;
+    site.must(&["teardown", "--yes"]).await;
 }

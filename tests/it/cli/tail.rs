@@ -1,4 +1,8 @@
-//! `millstream log tail` over a log that this test writes itself, in an embedded queue.
+//! `millstream log tail` over a log that this test writes itself, in an embedded queue and in Kafka; and over what a source's own messages become.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use millstream::event::{
@@ -7,10 +11,15 @@ use millstream::event::{
     TransactionHeader, Xid, write_change, write_transaction,
 };
 use millstream::queue::embedded::EmbeddedQueue;
+use millstream::queue::kafka::KafkaQueue;
 use millstream::queue::{Queue, QueueWriter, Ticket};
 
 use super::NOWHERE;
 use crate::support::daemon::Site;
+use crate::support::kafka;
+use crate::support::postgres::{shared, shared_replica};
+use crate::support::process::Process;
+use crate::support::wait::{LONG, until};
 
 /// Writes a log as capture does.
 struct Author {
@@ -26,7 +35,10 @@ struct Author {
 
 impl Author {
     async fn new(site: &Site) -> Self {
-        let queue = EmbeddedQueue::open(&site.folder().join("queue")).unwrap();
+        Self::over(EmbeddedQueue::open(&site.folder().join("queue")).unwrap()).await
+    }
+
+    async fn over(queue: Arc<dyn Queue>) -> Self {
         queue.create("shop").await.unwrap();
         let writer = queue.writer("shop").await.unwrap();
         let mut author = Self { writer, epoch: 0, number: 0, tickets: 0, base: 1, last: QueueOffset(0) };
@@ -221,4 +233,129 @@ async fn a_place_that_was_trimmed_is_said_with_where_the_log_begins_and_not_call
     let words: Vec<&str> = ["log", "tail", "--no-follow"].into_iter().chain(command.split(' ')).collect();
     assert!(site.must(&words).await.contains("\"id\":3"));
     assert_eq!(ids(&site, &["--from", "0/300"]).await, [0_i64; 0]);
+}
+
+async fn shown(site: &Site, more: &[&str]) -> Vec<serde_json::Value> {
+    let out = site.must(&[&["log", "tail", "shop", "--no-follow"], more].concat()).await;
+    out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// `log tail --follow` in the background, and what it has printed.
+struct Follower {
+    process: Process,
+    out: std::path::PathBuf,
+}
+
+impl Follower {
+    fn start(site: &Site, name: &str, more: &[&str]) -> Self {
+        let out = site.folder().join(name);
+        let mut command = site.command(&[&["log", "tail", "shop", "--follow"], more].concat());
+        command.stdout(fs::File::create(&out).unwrap());
+        Self { process: Process::spawn(command).unwrap(), out }
+    }
+
+    fn ids(&self) -> Vec<i64> {
+        let text = fs::read_to_string(&self.out).unwrap();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let objects = whole.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        objects.map(|object| object["after"]["id"].as_i64().unwrap()).collect()
+    }
+
+    async fn shows(&self, ids: &[i64]) {
+        until(&format!("{ids:?} to be shown"), LONG, async || self.ids().len() >= ids.len()).await;
+        assert_eq!(self.ids(), ids);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_kafka_it_reads_by_position_time_and_table_and_follows() {
+    let broker = kafka::shared().await;
+    let settings = broker.settings("tail");
+    let section = format!(
+        "\n[queue.kafka]\nreplication_factor = {}\ntopic_prefix = \"{}\"\n",
+        settings.replication_factor, settings.topic_prefix
+    );
+    let embedded = "url = \"embedded:{folder}/queue\"";
+    assert!(NOWHERE.contains(embedded));
+    let queue = format!("url = \"kafka://{}\"\nmax_bytes = \"1GiB\"", broker.brokers());
+    let spill = "tables = [\"public.*\"]\nspill_dir = \"{folder}/spill\"";
+    let configuration = NOWHERE.replace(embedded, &queue).replacen("tables = [\"public.*\"]", spill, 1);
+    let site = Site::new(&(configuration + &section));
+    let mut author = Author::over(KafkaQueue::open(settings).unwrap()).await;
+    author.transaction(0x100, &[insert(1, "1"), insert(2, "2")]).await;
+    author.transaction(0x200, &[insert(1, "3")]).await;
+    author.transaction(0x300, &[insert(2, "4")]).await;
+
+    let none: [i64; 0] = [];
+    assert_eq!(ids(&site, &["--from", "beginning"]).await, [1, 2, 3, 4]);
+    assert_eq!(ids(&site, &["--from", "0/100"]).await, [3, 4]);
+    assert_eq!(ids(&site, &["--from", "0/300"]).await, none);
+    assert_eq!(ids(&site, &["--from", "now"]).await, none);
+    // 1,600,000,000 s and 0x200 s.
+    assert_eq!(ids(&site, &["--from", "2020-09-13T12:35:12Z"]).await, [3, 4]);
+    assert_eq!(ids(&site, &["--from", "2020-09-13T12:35:13Z"]).await, [4]);
+    assert_eq!(ids(&site, &["--from", "beginning", "--table", "public.orders"]).await, [1, 3]);
+    assert_eq!(ids(&site, &["--from", "0/100", "--table", "public.*", "--table", "!public.orders"]).await, [4]);
+
+    let all = Follower::start(&site, "all", &["--from", "0/100", "--limit", "4"]);
+    let orders = Follower::start(&site, "orders", &["--from", "2020-09-13T12:35:12Z", "--table", "public.orders"]);
+    all.shows(&[3, 4]).await;
+    orders.shows(&[3]).await;
+    // Both stand at the end now, and wait.
+    assert!(all.process.exited().is_none() && orders.process.exited().is_none());
+    author.transaction(0x400, &[insert(2, "5"), insert(1, "6")]).await;
+    all.shows(&[3, 4, 5, 6]).await;
+    orders.shows(&[3, 6]).await;
+    assert_eq!(all.process.wait(LONG).await.and_then(|status| status.code()), Some(0), "the limit ends it");
+    assert!(orders.process.exited().is_none(), "without a limit it waits for more");
+}
+
+/// The source's own words for whoever reads the log; they belong to no table.
+#[tokio::test(flavor = "multi_thread")]
+async fn logical_messages_are_shown_in_their_place() {
+    let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
+    source.execute("CREATE TABLE orders (id int PRIMARY KEY, paid bool)").await;
+    let site = Site::pair(&source, &replica);
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    site.ready(Duration::from_secs(60)).await;
+    source
+        .execute(
+            "BEGIN; INSERT INTO orders VALUES (1, true); SELECT pg_logical_emit_message(true, 'app', 'inside'); INSERT INTO orders VALUES (2, true); COMMIT",
+        )
+        .await;
+    source.execute("SELECT pg_logical_emit_message(false, 'app', '\\x00ff'::bytea)").await;
+    // With a transaction that is given up one kind goes, the other was said at once.
+    source
+        .execute("BEGIN; SELECT pg_logical_emit_message(true, 'app', 'taken back'), pg_logical_emit_message(false, 'app', 'said'); ROLLBACK")
+        .await;
+    source.execute("INSERT INTO orders VALUES (3, true)").await;
+    until("the last row", LONG, async || replica.value("SELECT count(*) FROM orders").await == "3").await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+
+    let lines = shown(&site, &["--from", "beginning"]).await;
+    let told: Vec<String> = lines
+        .iter()
+        .map(|line| match line["op"].as_str().unwrap() {
+            "m" => format!("{}: {}", line["message"]["prefix"].as_str().unwrap(), line["message"]["content"].as_str().unwrap()),
+            op => format!("{op} {}", line["after"]["id"]),
+        })
+        .collect();
+    // base64 of 'inside', of two bytes that are no text, of 'said'.
+    assert_eq!(told, ["c 1", "app: aW5zaWRl", "c 2", "app: AP8=", "app: c2FpZA==", "c 3"]);
+    let inside = &lines[1];
+    assert_eq!(
+        (&inside["transaction"]["total_order"], &inside["source"]["position"]),
+        (&2.into(), &lines[0]["source"]["position"])
+    );
+    assert_eq!(inside["source"]["table"], "");
+    assert_eq!((&inside["before"], &inside["after"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    // Outside of a transaction it has a place of its own, between those of its neighbours.
+    let lsn = |line: &serde_json::Value| line["source"]["lsn"].as_u64().unwrap();
+    assert!(lsn(&lines[2]) < lsn(&lines[3]) && lsn(&lines[3]) < lsn(&lines[4]) && lsn(&lines[4]) < lsn(&lines[5]), "{lines:#?}");
+    assert_eq!(lines[3]["source"]["txId"], 0, "of no transaction");
+    let behind = shown(&site, &["--from", lines[3]["source"]["position"].as_str().unwrap()]).await;
+    assert_eq!(behind, lines[4..]);
+    let rows = shown(&site, &["--from", "beginning", "--table", "public.orders"]).await;
+    assert_eq!(rows, [&lines[0], &lines[2], &lines[5]].map(Clone::clone));
 }

@@ -54,7 +54,8 @@ async fn an_lsn_beside_a_dump_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_physical_backup_goes_on_from_where_it_left_the_source() {
-    let one = PgServer::start().await;
+    // Its workers take transaction ids, and writers would not stand still.
+    let one = PgServer::builder().set("autovacuum", "off").start().await;
     let source = one.new_database().await;
     source
         .execute("CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT n, 'x' FROM generate_series(1, 100) n")
@@ -82,7 +83,22 @@ async fn a_physical_backup_goes_on_from_where_it_left_the_source() {
     site.configure(&format!("{cut}[replica.reports]\nsource = \"shop\"\nurl = \"{}\"\n[http]{http}", replica.url()));
     let wrong = site.run(&["init", "--adopt", "--at", "0/1"]).await;
     assert!(wrong.code == Some(1) && wrong.stdout.contains(&format!("--at {left}")), "{wrong:?}");
-    site.must(&["init", "--adopt", "--at", &left]).await;
+    // Somebody writes; the source has gone on; both are alike.
+    let mut open = source.connection().await;
+    crate::support::sql::query(&mut open, "BEGIN; UPDATE a SET v = 'late' WHERE id = 1").await.unwrap();
+    let said = site.must(&["init", "--adopt", "--at", &left]).await;
+    assert!(said.contains("rows of 1 tables are not comparable: writers do not stand still"), "{said}");
+    crate::support::sql::query(&mut open, "ROLLBACK").await.unwrap();
+    replica.execute("DROP SCHEMA millstream CASCADE").await;
+    let said = site.must(&["init", "--adopt", "--at", &left]).await;
+    assert!(
+        said.contains(&format!("the source has gone on since {left}: public.a: 101 rows at the source, 100 on the replica")),
+        "{said}"
+    );
+    replica.execute("DROP SCHEMA millstream CASCADE").await;
+    source.execute("DELETE FROM a WHERE id = 500").await;
+    let said = site.must(&["init", "--adopt", "--at", &left]).await;
+    assert!(said.contains("rows of 1 tables are counted alike"), "{said}");
     let daemon = site.start();
     compare::equal(&source, &replica, LONG).await;
     source.execute("DELETE FROM a WHERE id < 10").await;

@@ -11,9 +11,12 @@ mod disk;
 mod failpoints;
 mod fsync;
 mod network;
+#[cfg(feature = "failpoints")]
+mod panics;
 mod soak;
 mod stalls;
 mod storm;
+mod terminate;
 mod two;
 
 use std::time::Duration;

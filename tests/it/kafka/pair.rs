@@ -254,6 +254,59 @@ async fn others_in_a_replicas_consumer_group_change_nothing() {
     assert_eq!(daemon.terminate().await.code(), Some(0));
 }
 
+/// FAULTS 21: an administrator tidies up. The group comes back with the next commit, for lag exporters, and what is read is the ledger's affair.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_consumer_group_changes_nothing_beside_a_running_daemon_or_without_one() {
+    use rdkafka::admin::AdminOptions;
+    let (source, replica) = tokio::join!(PgServer::start(), PgServer::start());
+    let kafka = kafka::shared().await;
+    let (from, to) = (source.new_database().await, replica.new_database().await);
+    from.execute("CREATE TABLE t (id int PRIMARY KEY, v int)").await;
+    let prefix = kafka.prefix("tidied");
+    let topic = format!("{prefix}shop");
+    let group = format!("{topic}.reports");
+    let site = Site::new(&configuration(kafka, &prefix, &from, &to));
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    site.ready(CATCH_UP).await;
+    from.execute("INSERT INTO t SELECT n, 0 FROM generate_series(1, 500) n").await;
+    compare::equal(&from, &to, CATCH_UP).await;
+    let commits = || {
+        until("the replica's own commit", LONG, async || {
+            let (brokers, topic) = (kafka.internal(), topic.clone());
+            let read = tokio::task::spawn_blocking(move || super::registry::committed(&brokers, &topic, "reports"));
+            read.await.expect("a read").is_some_and(|offset| offset > 0)
+        })
+    };
+    let delete = async || {
+        commits().await;
+        let deleted = kafka.admin().delete_groups(&[&group], &AdminOptions::new()).await.expect("an answer");
+        assert!(deleted.len() == 1 && deleted[0].is_ok(), "{deleted:?}");
+    };
+    delete().await;
+    from.execute("UPDATE t SET v = v + 1; DELETE FROM t WHERE id % 10 = 0").await;
+    compare::equal(&from, &to, CATCH_UP).await;
+    delete().await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+
+    from.execute("UPDATE t SET v = v + 1; INSERT INTO t SELECT n, 0 FROM generate_series(1001, 1200) n").await;
+    // It may have committed as it ended.
+    let deleted = kafka.admin().delete_groups(&[&group], &AdminOptions::new()).await.expect("an answer");
+    assert_eq!(deleted.len(), 1, "{deleted:?}");
+    let (brokers, name) = (kafka.internal(), topic.clone());
+    let left = tokio::task::spawn_blocking(move || super::registry::committed(&brokers, &name, "reports")).await;
+    assert_eq!(left.expect("a read"), None, "the group is there still");
+    let daemon = site.start();
+    compare::equal(&from, &to, CATCH_UP).await;
+    from.execute("DELETE FROM t WHERE id = 7").await;
+    compare::equal(&from, &to, CATCH_UP).await;
+    commits().await;
+    // A row that came twice would halt it.
+    assert!(!site.all_logs().contains("halted"), "{}", site.last_log());
+    assert_eq!(to.value("SELECT count(*) FROM t WHERE v > 2").await, "0");
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+}
+
 /// FAULTS 44: twenty times what the broker takes in one record, and twenty-five as it grows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_far_beyond_the_brokers_limit_travels_in_parts() {

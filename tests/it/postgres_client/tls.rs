@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use millstream::ErrorKind;
 use millstream::config::{PgConnect, TlsMode};
 use millstream::halt::HaltCode;
-use millstream::postgres::sql as ordinary;
+use millstream::postgres::sql::{self as ordinary, Side};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
 use super::tls_proxy::{Tamper, TlsProxy};
@@ -32,20 +32,41 @@ fn to(server: &PgServer, tls: TlsMode, root: Option<PathBuf>) -> PgConnect {
     PgConnect { root_certificate: root, ..role(server, "postgres", None, tls) }
 }
 
-/// Which modes get through, and that they are encrypted then.
+const ENCRYPTED: &str = "SELECT ssl::text FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+
+/// Which modes get through, and that they are encrypted then: by our own client, which capture and the first copy read with, and through sqlx, which apply,
+/// `init`, `check` and the first copy write with.
 async fn pass(server: &PgServer, root: Option<PathBuf>) -> Vec<TlsMode> {
     let mut passed = Vec::new();
     for mode in ALL {
-        match sql(&to(server, mode, root.clone())).await {
-            Ok(mut client) => {
-                let encrypted = value(&mut client, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await;
-                assert_eq!(encrypted == "t", mode != TlsMode::Disable, "{mode:?}");
-                passed.push(mode);
+        let to = to(server, mode, root.clone());
+        let own = match sql(&to).await {
+            Ok(mut client) => Ok(value(&mut client, ENCRYPTED).await),
+            Err(error) => Err(error),
+        };
+        let mut outcomes = vec![("own", own)];
+        for side in [Side::Source, Side::Replica] {
+            outcomes.push(("sqlx", through_sqlx(&to, side).await));
+        }
+        let through: Vec<bool> = outcomes.iter().map(|(_, outcome)| outcome.is_ok()).collect();
+        assert!(through.iter().all(|passes| *passes == through[0]), "{mode:?}: the clients differ: {outcomes:?}");
+        for (client, outcome) in outcomes {
+            match outcome {
+                Ok(encrypted) => assert_eq!(encrypted == "true", mode != TlsMode::Disable, "{client} {mode:?}"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Config, "{client} {mode:?}: {error}"),
             }
-            Err(error) => assert_eq!(error.kind(), ErrorKind::Config, "{mode:?}: {error}"),
+        }
+        if through[0] {
+            passed.push(mode);
         }
     }
     passed
+}
+
+/// What the server says of the session's encryption.
+async fn through_sqlx(to: &PgConnect, side: Side) -> millstream::Result<String> {
+    let mut session = ordinary::connect(to, side, "test").await?;
+    Ok(sqlx::query_scalar(ENCRYPTED).fetch_one(&mut session).await.expect("an answer"))
 }
 
 #[tokio::test]
@@ -61,12 +82,16 @@ async fn each_mode_takes_what_it_should_and_no_more() {
     // With a root certificate, require verifies the chain, as libpq does.
     assert_eq!(pass(&good, Some(other_ca)).await, [Disable, Prefer]);
 
-    let elsewhere = server(CertificateWish { names: vec!["elsewhere.example".into()], expired: false }).await;
+    let elsewhere = server(CertificateWish { names: vec!["elsewhere.example".into()], ..CertificateWish::default() }).await;
     assert_eq!(pass(&elsewhere, Some(elsewhere.tls().ca.clone())).await, [Disable, Prefer, Require, VerifyCa]);
 
     let expired = server(CertificateWish { expired: true, ..CertificateWish::default() }).await;
     assert_eq!(pass(&expired, Some(expired.tls().ca.clone())).await, [Disable, Prefer]);
     assert_eq!(pass(&expired, None).await, [Disable, Prefer, Require]);
+
+    let own = server(CertificateWish { self_signed: true, ..CertificateWish::default() }).await;
+    assert_eq!(pass(&own, Some(own.tls().ca.clone())).await, [Disable, Prefer]);
+    assert_eq!(pass(&own, None).await, [Disable, Prefer, Require]);
 }
 
 #[tokio::test]
@@ -76,17 +101,21 @@ async fn stripped_and_injected_tls_is_noticed() {
 
     let strip = TlsProxy::start(server.port(), Tamper::Strip).await;
     sql(&through(&strip, TlsMode::Prefer)).await.expect("prefer takes what it gets");
+    assert_eq!(through_sqlx(&through(&strip, TlsMode::Prefer), Side::Replica).await.expect("prefer takes what it gets"), "false");
     for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
         let error = sql(&through(&strip, mode)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("offers no TLS"), "{error}");
-        let through_sqlx = ordinary::connect(&through(&strip, mode), ordinary::Side::Source, "test").await.unwrap_err();
-        assert_eq!(through_sqlx.kind(), ErrorKind::Config);
-        assert!(through_sqlx.to_string().contains("offers no TLS"), "{through_sqlx}");
+        for side in [Side::Source, Side::Replica] {
+            let error = through_sqlx(&through(&strip, mode), side).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains("offers no TLS"), "{error}");
+        }
     }
     let inject = TlsProxy::start(server.port(), Tamper::Inject).await;
     for mode in [TlsMode::Prefer, TlsMode::Require, TlsMode::VerifyFull] {
         sql(&through(&inject, mode)).await.expect_err("messages in the clear behind the answer");
+        through_sqlx(&through(&inject, mode), Side::Replica).await.expect_err("messages in the clear behind the answer");
     }
 }
 
@@ -122,9 +151,14 @@ async fn a_client_certificate_is_shown() {
     let without =
         PgConnect { root_certificate: Some(server.tls().ca.clone()), ..role(&server, "certified", None, TlsMode::VerifyFull) };
     assert_eq!(sql(&without).await.unwrap_err().kind(), ErrorKind::Halt(HaltCode::SourceDenied));
+    assert_eq!(through_sqlx(&without, Side::Replica).await.unwrap_err().kind(), ErrorKind::Halt(HaltCode::ReplicaDenied));
     let with = PgConnect { client_certificate: Some((certificate, key)), ..without };
     let mut client = sql(&with).await.unwrap();
-    assert_eq!(value(&mut client, "SELECT client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()").await, "/CN=certified");
+    let shown = "SELECT client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    assert_eq!(value(&mut client, shown).await, "/CN=certified");
+    let mut session = ordinary::connect(&with, Side::Replica, "test").await.unwrap();
+    let name: String = sqlx::query_scalar(shown).fetch_one(&mut session).await.unwrap();
+    assert_eq!(name, "/CN=certified");
 }
 
 /// An authority's certificate, and a client's with its key.

@@ -4,6 +4,7 @@
 use super::Lane;
 use crate::support::postgres::{PgServer, shared, shared_replica};
 use crate::support::template::major_version;
+use crate::support::tls::CertificateWish;
 
 /// Without event triggers on the source.
 const HALT: &str = "schema_changes = \"halt\"";
@@ -143,6 +144,47 @@ async fn a_ledger_that_somebody_drops_is_named() {
     lane.replica.execute("DROP SCHEMA millstream CASCADE").await;
     lane.source.execute("INSERT INTO t VALUES (30, 'lost', 0)").await;
     lane.halted(&["ledger_damaged"]).await;
+}
+
+/// The words named neither the replica nor the column.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_the_ledger_that_makes_no_sense_halts_and_says_where() {
+    let lane = Lane::new(T).await;
+    assert_eq!(lane.start().await.terminate().await.code(), Some(0));
+    lane.replica
+        .execute(
+            "CREATE TABLE kept AS TABLE millstream.replica; CREATE TABLE kept_tables AS TABLE millstream.copied_table; \
+             ALTER TABLE millstream.copied_table DROP CONSTRAINT copied_table_state_check",
+        )
+        .await;
+    lane.source.execute("INSERT INTO t VALUES (50, 'x', 0)").await;
+    let (replica, tables) = ("millstream.replica, row 'reports'", "millstream.copied_table of replica 'reports', table public.t");
+    for (nonsense, place, column) in [
+        ("UPDATE millstream.replica SET cursor = '\"nonsense\"'", replica, "cursor"),
+        ("UPDATE millstream.replica SET cursor = cursor - 'offset'", replica, "cursor"),
+        ("UPDATE millstream.replica SET cursor = jsonb_set(cursor, '{number}', '-1')", replica, "cursor"),
+        ("UPDATE millstream.replica SET history = '{}'", replica, "history"),
+        ("UPDATE millstream.replica SET stream = 'none'", replica, "stream"),
+        ("UPDATE millstream.copied_table SET state = 'nonsense'", tables, "state"),
+        ("UPDATE millstream.copied_table SET source_oid = -1", tables, "source_oid"),
+    ] {
+        lane.replica.execute(nonsense).await;
+        let daemon = lane.site.start();
+        let status: serde_json::Value = serde_json::from_str(&lane.halted(&["ledger_damaged"]).await).expect("JSON");
+        let error = status["replicas"]["reports"]["error"].as_str().expect("an error");
+        assert!(
+            error.starts_with("replica 'reports': ") && error.contains(&format!("{place}: column {column} ")),
+            "{nonsense}: {error}"
+        );
+        assert!(daemon.log().contains(&format!("{place}: column {column} ")), "{nonsense}: {}", daemon.log());
+        assert_eq!(daemon.terminate().await.code(), Some(0), "{nonsense}");
+        assert_eq!(lane.replica.value("SELECT count(*) FROM t").await, "10", "{nonsense}: nothing is applied by a guess");
+        let mended = "UPDATE millstream.replica r SET cursor = k.cursor, history = k.history, stream = k.stream FROM kept k; \
+             UPDATE millstream.copied_table c SET state = k.state, source_oid = k.source_oid FROM kept_tables k";
+        lane.replica.execute(mended).await;
+    }
+    let _daemon = lane.start().await;
+    lane.equal().await;
 }
 
 /// `init` was to copy it, and failed at its key's name.
@@ -403,6 +445,30 @@ async fn a_password_that_is_changed_in_its_file_needs_no_restart() {
     lane.equal().await;
     lane.site.ready(super::CATCH_UP).await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
+}
+
+/// It was tried again for ever, as a network's trouble is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replicas_certificate_that_does_not_pass_halts_and_is_78_for_commands() {
+    let server = PgServer::builder().tls(CertificateWish::default()).start().await;
+    let lane = Lane::on(shared().await, &server, T).await;
+    let text = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    let (url, plain) = (lane.replica.url(), "sslmode=disable");
+    assert!(text.contains(&url) && url.ends_with(plain), "{text}");
+    let with = |tls: &str| text.replacen(&url, &url.replacen(plain, tls, 1), 1);
+    lane.site.configure(&with("sslmode=verify-full"));
+    let daemon = lane.site.start();
+    lane.source.execute("INSERT INTO t VALUES (30, 'later', 0)").await;
+    let status = lane.halted(&["misconfigured"]).await;
+    assert!(status.contains("see sslmode and sslrootcert") && status.contains("UnknownIssuer"), "{status}");
+    let refused = lane.site.run(&["init"]).await;
+    assert!(refused.code == Some(78) && refused.stderr.contains("see sslmode and sslrootcert"), "{refused:?}");
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    lane.site.configure(&with(&format!("sslmode=verify-full&sslrootcert={}", server.tls().ca.display())));
+    let _daemon = lane.start().await;
+    lane.equal().await;
+    let encrypted = "SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name LIKE 'millstream apply%'";
+    assert_eq!(lane.replica.value(encrypted).await, "true");
 }
 
 /// What a publication leaves out is not on the stream, lag stays green, and putting it back brings nothing: only a new copy does.

@@ -7,6 +7,7 @@ mod halts;
 mod histories;
 mod hostile;
 mod idle;
+mod locks;
 mod rows;
 mod rows_sql;
 
