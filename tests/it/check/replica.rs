@@ -54,7 +54,7 @@ async fn what_fires_and_what_refuses() {
          CREATE TABLE late (id int PRIMARY KEY DEFERRABLE); CREATE TRIGGER l BEFORE INSERT ON late FOR EACH ROW EXECUTE FUNCTION meddle()",
     )
     .await;
-    let replica = replica_config(db.connect());
+    let replica = replica_config(db.connect_with_replica_role());
     mends(&replica, &db, "trigger").await;
     assert_eq!(mends(&replica, &db, "deferrable").await.severity, Severity::Error);
 }

@@ -123,7 +123,8 @@ async fn mend_all(all: &[Finding], check: &str, expected: usize, database: &PgDa
 
 #[tokio::test]
 async fn what_only_the_replica_refuses_is_named() {
-    let pair = Pair::new().await;
+    let mut pair = Pair::new().await;
+    pair.config.replicas.values_mut().for_each(|reports| reports.connect = pair.replica.connect_with_replica_role());
     pair.source
         .execute(
             "CREATE TABLE orders (id int PRIMARY KEY, a int, b text, CONSTRAINT positive CHECK (a > 0), CONSTRAINT same UNIQUE (a)); \

@@ -447,6 +447,11 @@ impl PgDatabase<'_> {
         PgConnect { user: "postgres".into(), ..self.connect() }
     }
 
+    /// As whoever may set `session_replication_role`: on PostgreSQL 14 only superusers.
+    pub fn connect_with_replica_role(&self) -> PgConnect {
+        if self.server.major_version() < 15 { self.connect_as_superuser() } else { self.connect() }
+    }
+
     /// The same over TCP on 127.0.0.1, without TLS.
     pub fn connect_tcp(&self) -> PgConnect {
         PgConnect { host: PgHost::Tcp("127.0.0.1".into()), ..self.connect() }
