@@ -17,7 +17,7 @@ use crate::preflight::init::{Blueprint, Extension};
 use crate::preflight::tables::{TablePatterns, exactly};
 use crate::replica::postgres::ledger;
 
-/// A replica that is so little behind has every schema change that its source's catalog shows.
+/// A replica that is so little behind, beside what passes between two heartbeats, has every schema change that its source's catalog shows.
 const UP_TO_DATE: Duration = Duration::from_secs(10);
 
 /// What the source's checks leave for a replica to answer.
@@ -32,6 +32,8 @@ pub struct SourceSide<'a> {
     pub carries: bool,
     /// Tables of its publication by their numbers there, when there is one.
     pub published: Option<&'a BTreeMap<u32, TableName>>,
+    /// On a source at rest the time that is told comes so seldom.
+    pub heartbeat: Duration,
 }
 
 impl<'a> SourceSide<'a> {
@@ -39,7 +41,7 @@ impl<'a> SourceSide<'a> {
     #[must_use]
     pub fn of(source: &'a SourceConfig, facts: Option<&'a ServerFacts>, found: &'a Findings) -> Self {
         let (blueprint, carries, published) = (found.blueprint(), found.carries(), found.published());
-        Self { facts, tables: &source.tables, blueprint, carries, published }
+        Self { facts, tables: &source.tables, blueprint, carries, published, heartbeat: source.heartbeat_interval }
     }
 }
 
@@ -72,7 +74,7 @@ async fn look(
     let initialized = ledger::exists(connection).await?;
     ledger_right(findings, connection, &facts, initialized).await.map_err(sql_error)?;
     let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
-    let behind = if initialized { behind(connection, &replica.name).await.map_err(sql_error)? } else { None };
+    let behind = if initialized { behind(connection, &replica.name, source.heartbeat).await.map_err(sql_error)? } else { None };
     let picks = Picks::of(source)?;
     if let (true, Some(published)) = (initialized, source.published) {
         captured(findings, connection, &replica.name, published, &picks, behind).await?;
@@ -147,10 +149,10 @@ fn not_captured(findings: &mut Findings, table: &TableName, wanted: bool, behind
 }
 
 /// How far a replica is behind, by the source's clock against its own, where that is more than a breath.
-async fn behind(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<Duration>> {
+async fn behind(connection: &mut PgConnection, name: &str, heartbeat: Duration) -> sqlx::Result<Option<Duration>> {
     let sql = "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::int8 - source_time_us FROM millstream.replica WHERE name = $1";
     let late = sqlx::query_scalar::<_, Option<i64>>(sql).bind(name).fetch_optional(connection).await?.flatten();
-    Ok(late.and_then(|us| u64::try_from(us).ok()).map(Duration::from_micros).filter(|late| *late > UP_TO_DATE))
+    Ok(late.and_then(|us| u64::try_from(us).ok()).map(Duration::from_micros).filter(|late| *late > UP_TO_DATE + heartbeat))
 }
 
 /// The tables of a replica that its source's are applied to, as far as the source could be asked.

@@ -1,5 +1,7 @@
 //! Findings about a replica.
 
+use std::time::Duration;
+
 use millstream::config::{PgConnect, ReplicaConfig};
 use millstream::preflight::check::{Finding, Severity, SourceSide, check_replica, check_source};
 use millstream::preflight::init::{Blueprint, Extension};
@@ -9,9 +11,12 @@ use crate::support::postgres::{self, PgDatabase};
 
 async fn findings(replica: &ReplicaConfig) -> Vec<Finding> {
     let tables = ["public.*".to_owned()];
-    check_replica(replica, &SourceSide { facts: None, tables: &tables, blueprint: None, carries: false, published: None })
-        .await
-        .into_list()
+    check_replica(
+        replica,
+        &SourceSide { facts: None, tables: &tables, blueprint: None, carries: false, published: None, heartbeat: Duration::ZERO },
+    )
+    .await
+    .into_list()
 }
 
 async fn mends(replica: &ReplicaConfig, database: &PgDatabase<'_>, check: &str) -> Finding {
@@ -107,7 +112,14 @@ async fn a_missing_extension() {
     let look = async |replica: &ReplicaConfig, name: &str| {
         let extension = Extension { name: name.into(), schema: "public".into(), needed_by: "index public.words_idx".into() };
         let blueprint = Blueprint { extensions: vec![extension], ..Blueprint::default() };
-        let side = SourceSide { facts: None, tables: &tables, blueprint: Some(&blueprint), carries: false, published: None };
+        let side = SourceSide {
+            facts: None,
+            tables: &tables,
+            blueprint: Some(&blueprint),
+            carries: false,
+            published: None,
+            heartbeat: Duration::ZERO,
+        };
         check_replica(replica, &side).await.into_list()
     };
     gone(&look(&replica, "pg_trgm").await, "extension");
@@ -127,7 +139,14 @@ async fn the_same_database_twice_and_an_encoding_that_lacks_characters() {
     let facts = facts.expect("the source's facts");
     assert_eq!(facts.encoding, "UTF8");
     let tables = ["public.*".to_owned()];
-    let side = SourceSide { facts: Some(&facts), tables: &tables, blueprint: None, carries: false, published: None };
+    let side = SourceSide {
+        facts: Some(&facts),
+        tables: &tables,
+        blueprint: None,
+        carries: false,
+        published: None,
+        heartbeat: Duration::ZERO,
+    };
     let look = async |connect| check_replica(&replica_config(connect), &side).await.into_list();
     assert_eq!(problem(&look(db.connect()).await, "same_database").severity, Severity::Error);
 

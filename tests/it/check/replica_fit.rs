@@ -108,6 +108,10 @@ async fn tables_of_somebody_elses_are_told_what_they_lack() {
     carry_out(found.remedy.as_ref().expect("a remedy"), &pair.replica).await;
     gone(&look().await, "table_fit");
     pair.replica.execute("ALTER TABLE felt DROP COLUMN n").await;
+    // A source at rest tells the time once in this.
+    let at_rest = SourceConfig { heartbeat_interval: std::time::Duration::from_secs(300), ..pair.shop().clone() };
+    let all = findings(&at_rest, &pair.config.replicas["reports"]).await;
+    assert_eq!(problem(&all, "table_fit").severity, Severity::Error);
     pair.replica.execute("UPDATE millstream.replica SET source_time_us = NULL").await;
     assert_eq!(problem(&look().await, "table_fit").severity, Severity::Error);
 }
