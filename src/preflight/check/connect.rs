@@ -123,7 +123,7 @@ async fn said_no(findings: &mut Findings, target: &PgConnect, server: &ServerErr
             "Millstream needs about six connections to a source and three to a replica",
             Some(Remedy::sql(findings.side(), "ALTER SYSTEM SET max_connections = 200").and_restart()),
         ),
-        ("57P03", _) => findings.unknown("connect", said, "the server is starting, stopping or recovering; try again", None),
+        ("57P03", _) => findings.unknown("connect", said, "the server is starting, stopping or recovering", None),
         _ => unreachable(findings, target, &said),
     }
 }

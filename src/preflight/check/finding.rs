@@ -174,9 +174,10 @@ impl Findings {
         self.push(check, Severity::Error, what.into(), why.into(), remedy);
     }
 
-    /// Could not be looked at.
+    /// Could not be looked at. Without a remedy that is known, it is for a person to see to what was said.
     pub fn unknown(&mut self, check: &'static str, what: impl Into<String>, why: impl Into<String>, remedy: Option<Remedy>) {
-        self.push(check, Severity::Unknown, what.into(), why.into(), remedy);
+        let otherwise = || Remedy::at(Place::Person, "see to what it says, and run `millstream check` again");
+        self.push(check, Severity::Unknown, what.into(), why.into(), Some(remedy.unwrap_or_else(otherwise)));
     }
 
     /// Says what the last finding is about.

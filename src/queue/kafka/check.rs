@@ -247,7 +247,8 @@ fn cannot_look(settings: &KafkaSettings, findings: &mut Findings, check: &'stati
             findings.error(check, what, "Millstream needs this right on its topics and groups", Some(remedy));
         }
         ErrorKind::Config => {
-            findings.error(check, what, "Kafka or librdkafka refuses it", None);
+            let step = "queue.kafka: the property that the message names, as librdkafka's CONFIGURATION.md has it";
+            findings.error(check, what, "Kafka or librdkafka refuses it", Some(Remedy::at(Place::Configuration, step)));
         }
         ErrorKind::Connection | ErrorKind::Busy => {
             let step = "queue.url, and security.protocol and ssl.* under [queue.kafka], as the brokers listen";

@@ -9,7 +9,7 @@ use millstream::replica::postgres::ledger;
 
 use super::NOWHERE;
 use crate::support::daemon::{Site, binary, pair_configuration};
-use crate::support::postgres::{shared, shared_replica};
+use crate::support::postgres::{ROLE, shared, shared_replica};
 use crate::support::sql;
 use crate::support::wait::{LONG, until};
 
@@ -192,7 +192,7 @@ async fn a_server_that_has_no_session_left_is_75_and_the_same_command_works_late
             source.name
         ))
         .await;
-    let as_role = source.url().replacen("postgres@", &format!("{role}@"), 1);
+    let as_role = source.url().replacen(&format!("{ROLE}@"), &format!("{role}@"), 1);
     let site = Site::new(&pair_configuration(&as_role, &replica.url(), "embedded:{folder}/queue"));
     let busy = site.run(&["init"]).await;
     assert_eq!(busy.code, Some(Exit::Temporary as i32), "{busy:?}");
