@@ -101,7 +101,7 @@ impl Heart {
         timeout(within, self.send()).await.unwrap_or_else(|_| late())
     }
 
-    /// The look first: a source that takes no heartbeats may still leave changes out.
+    /// A source that takes no heartbeats may still leave changes out.
     async fn send(&mut self) -> Result<Option<String>> {
         let client = match &mut self.client {
             Some(client) => client,
@@ -111,15 +111,16 @@ impl Heart {
                 empty.insert(PgClient::connect_with(&self.to, Mode::Sql, Side::Source, &settings).await?)
             }
         };
-        if Instant::now() >= self.next_look {
+        let sent = client.simple_query(&statement()).await;
+        let refused = sent.as_ref().is_err_and(|error| ServerError::find(error).is_some());
+        if Instant::now() >= self.next_look && (sent.is_ok() || refused) {
             let left_out = publication::look(client, &self.publication).await?;
             if left_out.is_some() {
                 return Ok(left_out);
             }
             self.next_look = Instant::now() + LOOK_EVERY;
         }
-        client.simple_query(&statement()).await?;
-        Ok(None)
+        sent.map(|_| None)
     }
 }
 

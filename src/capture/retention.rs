@@ -86,7 +86,7 @@ pub async fn run(
         budget_age_seconds: source.retain_max_age.as_secs(),
         ..Retention::default()
     };
-    let mut watcher = Watcher { source, queue, application_name, client: None, in_queue: None, confirmed: None };
+    let mut watcher = Watcher { source, queue, application_name, client: None, in_queue: None, last: None };
     let mut rate = Rate::default();
     loop {
         match watcher.look().await {
@@ -121,6 +121,16 @@ fn replace(status: &watch::Sender<CaptureStatus>, slot: Option<&str>, seen: Rete
     before
 }
 
+/// A slot that is not confirmed further.
+struct Standstill {
+    confirmed: Lsn,
+    /// Where the source's log ended.
+    end: Lsn,
+    at: Instant,
+    /// For how long it was seen to stand.
+    stood: Duration,
+}
+
 /// Looks at the slot over a connection of its own.
 struct Watcher {
     source: SourceConfig,
@@ -129,8 +139,8 @@ struct Watcher {
     client: Option<PgClient>,
     /// The slot's name, once the log gave it.
     in_queue: Option<String>,
-    /// How far the slot is confirmed, and since when.
-    confirmed: Option<(Lsn, Instant)>,
+    /// What the last look found.
+    last: Option<Standstill>,
 }
 
 impl Watcher {
@@ -159,16 +169,19 @@ impl Watcher {
         Ok(Some((slot, seen)))
     }
 
-    /// For how long the slot has stood at this place with more behind it.
+    /// For how long the slot has stood at this place while the log went on. Time in which nobody looked counts for nothing: the source was
+    /// away, or this process slept, and capture is about to go on.
     fn stands_still(&mut self, confirmed: Lsn, end: Lsn) -> Duration {
         let now = Instant::now();
-        match self.confirmed {
-            Some((before, since)) if before == confirmed && confirmed < end => now - since,
-            _ => {
-                self.confirmed = Some((confirmed, now));
-                Duration::ZERO
+        let stood = match &self.last {
+            Some(last) if last.confirmed == confirmed && confirmed < end => {
+                let seen = if last.end < end { (now - last.at).min(EVERY * 2) } else { Duration::ZERO };
+                last.stood + seen
             }
-        }
+            _ => Duration::ZERO,
+        };
+        self.last = Some(Standstill { confirmed, end, at: now, stood });
+        stood
     }
 
     /// The one slot that the source has for us: queues are down, damaged or lost for long at times, and the slot retains all the while. One that is being

@@ -157,14 +157,15 @@ impl Build<'_> {
             return Err(self.error(&key("tables"), way));
         }
         self.at_least(&key("retain_max_bytes"), raw.retain_max_bytes, 64 << 20)?;
-        if raw.retain_max_age.0 < Duration::from_secs(60) {
-            return Err(self.error(&key("retain_max_age"), "must be at least 1m"));
-        }
         self.at_least(&key("memory_bytes"), raw.memory_bytes, 1 << 20)?;
         self.at_least(&key("spill_max_bytes"), raw.spill_max_bytes, 1 << 20)?;
         let heartbeat = raw.heartbeat_interval.0;
         if !(Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&heartbeat) {
             return Err(self.error(&key("heartbeat_interval"), "must lie between 10ms and 1h"));
+        }
+        // An idle stream confirms with each heartbeat.
+        if raw.retain_max_age.0 < Duration::from_secs(60).max(heartbeat * 3) {
+            return Err(self.error(&key("retain_max_age"), "must be at least 1m, and three times heartbeat_interval"));
         }
         if !(1..=64).contains(&raw.copy_workers) {
             return Err(self.error(&key("copy_workers"), "must lie between 1 and 64"));

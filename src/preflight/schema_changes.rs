@@ -9,8 +9,9 @@
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::tables::TablePatterns;
-use crate::config::SchemaChanges;
+use crate::config::{SchemaChanges, SourceConfig};
 use crate::error::Result;
+use crate::event::TableName;
 use crate::postgres::sql::{Side, classify, quote_ident, quote_literal};
 
 const INSTALL: &str = include_str!("../../migrations/source_postgres/0001_schema_changes.sql");
@@ -159,6 +160,18 @@ impl State {
         }
     }
 
+    /// Why tables cannot leave the publication: the triggers' memory would still have them, as if somebody else had taken them out.
+    #[must_use]
+    pub fn cannot_let_go(&self, source: &SourceConfig, leaving: &[TableName]) -> Option<String> {
+        let trouble = self.trouble().filter(|_| !self.can_carry() && source.schema_changes == SchemaChanges::Carry)?;
+        let first = leaving.first()?;
+        Some(format!(
+            "{first} and whatever else leaves the publication: {trouble}, so they cannot be told; have a superuser run what \
+             `millstream init --source {} --superuser-sql` prints, then run init again",
+            source.name
+        ))
+    }
+
     /// What makes it as it is asked for, in one transaction, behind the statements that make the publication. `changing`: there are such.
     #[must_use]
     pub fn statements(&self, wanted: SchemaChanges, changing: bool) -> Vec<String> {
@@ -196,6 +209,11 @@ impl State {
     pub fn script(&self) -> String {
         let mut parts = self.install();
         parts.push(self.grants());
+        if self.installed == Installed::Altered {
+            // Until `init` brings other patterns, the old ones: no change falls between.
+            let own = self.enrolled.iter().filter(|(name, _)| *name == self.publication);
+            parts.extend(own.map(|(name, patterns)| enrol(name, patterns)));
+        }
         format!("BEGIN;\n{};\nCOMMIT", parts.join(";\n"))
     }
 

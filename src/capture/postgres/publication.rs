@@ -47,7 +47,8 @@ pub fn left_out(publication: &str, major: u32, carries: bool) -> String {
          UNION ALL SELECT 'it leaves out kinds of changes' FROM pg_catalog.pg_publication \
            WHERE pubname = {name} AND NOT (pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot) \
          UNION ALL SELECT CASE WHEN m.mark LIKE '{SPOILED}%' THEN pg_catalog.substr(m.mark, pg_catalog.length('{SPOILED}') + 1) \
-             WHEN m.mark IS NULL THEN 'somebody made it anew' ELSE 'somebody changed its options' END \
+             WHEN m.mark IS NULL THEN 'somebody made it anew, or took its comment' \
+             WHEN m.mark NOT LIKE '{MARK}%' THEN 'somebody changed its comment, which says how it was made' ELSE 'somebody changed its options or its owner' END \
            FROM (SELECT pg_catalog.obj_description(p.oid, 'pg_publication') AS mark, p.xmin::text AS made FROM pg_catalog.pg_publication p \
              WHERE p.pubname = {name}) m WHERE m.mark IS DISTINCT FROM '{MARK}' || m.made"
     );
@@ -71,6 +72,7 @@ pub fn left_out(publication: &str, major: u32, carries: bool) -> String {
             " UNION ALL SELECT pg_catalog.format('table %s.%s was taken out of it', n.nspname, c.relname) \
              FROM (SELECT k.relation, k.facts FROM millstream.known_table k WHERE {} OFFSET 0) k JOIN pg_catalog.pg_class c ON c.oid = k.relation \
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE k.facts -> 'published' ? {name} \
+             AND EXISTS (SELECT FROM millstream.captured WHERE publication = {name}) \
              UNION ALL SELECT 'table millstream.schema_change was taken out of it' FROM millstream.captured m \
              JOIN pg_catalog.pg_class c ON c.relname = 'schema_change' JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              AND n.nspname = 'millstream' WHERE m.publication = {name} AND EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) AND {}",
@@ -113,7 +115,8 @@ pub fn altered(source: &str, what: &str) -> Error {
 /// Until PostgreSQL 17 pgoutput refuses a change that was made while there was no publication of the name, at every attempt (42704 undefined_object).
 #[must_use]
 pub fn of_stream(source: &str, error: Error) -> Error {
-    if ServerError::find(&error).is_some_and(|said| said.sqlstate == "42704") {
+    let of_it = |said: &ServerError| said.sqlstate == "42704" && said.message.contains(&publication_name(source));
+    if ServerError::find(&error).is_some_and(of_it) {
         return altered(source, &format!("it was not there for a time ({error})"));
     }
     error

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use sqlx::PgConnection;
 
-use crate::capture::begin::publication_name;
+use crate::capture::begin::{Beginning, beginning, publication_name};
 use crate::config::{Config, ReplicaConfig, SchemaChanges, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::TableName;
@@ -193,8 +193,10 @@ async fn init_source(
         format!("{table}: {reason}: add {:?} to source.{}.tables", format!("!{}", exactly(table)), config.name)
     }));
     let publication = publication_name(&config.name);
-    let published = publication::plan(&mut source, &publication, &blueprint.names()).await?;
+    let begun = matches!(beginning(queue, &config.name).await?, Beginning::Begun(_));
+    let published = publication::plan(&mut source, &publication, &blueprint.names(), begun).await?;
     let carrying = schema_changes::read(&mut source, &publication, &patterns).await?;
+    refused.extend(carrying.cannot_let_go(config, &published.removed));
     let triggers = carrying.statements(config.schema_changes, !published.statements.is_empty());
     if config.schema_changes == SchemaChanges::Carry && !carrying.can_carry() {
         report(Line::Note(format!(

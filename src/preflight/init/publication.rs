@@ -22,13 +22,23 @@ pub struct PublicationPlan {
     pub removed: Vec<TableName>,
 }
 
-/// Compares the publication with the tables wanted.
+/// Compares the publication with the tables wanted. `begun`: a stream reads by it.
 ///
 /// # Errors
-/// The server's; [`ErrorKind::Config`] when somebody made it FOR ALL TABLES, or gave it a filter.
-pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableName]) -> Result<PublicationPlan> {
+/// The server's; [`ErrorKind::Config`] when somebody made it FOR ALL TABLES, altered it, or took it away from a stream that reads by it.
+pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableName], begun: bool) -> Result<PublicationPlan> {
     let name = quote_ident(publication);
-    let Some(current) = read(source, publication).await? else {
+    let refuse = |what: &str| {
+        let message = format!(
+            "publication {name} was altered: {what}; what it left out is in no log: stop the daemon, and `millstream teardown` before `millstream init`"
+        );
+        Error::new(ErrorKind::Config, message)
+    };
+    let current = read(source, publication).await?;
+    if begun && current.as_ref().is_none_or(|current| current.all_tables) {
+        return Err(refuse(if current.is_none() { "it is not there" } else { "somebody made it FOR ALL TABLES" }));
+    }
+    let Some(current) = current else {
         let list = wanted.iter().map(only).collect::<Vec<_>>().join(", ");
         let tables = if wanted.is_empty() { String::new() } else { format!(" FOR TABLE {list}") };
         // One text, one transaction: a publication without its mark is one that somebody made.
@@ -41,10 +51,7 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
         return Err(Error::new(ErrorKind::Config, message));
     }
     if let Some(what) = altered(source, publication).await?.first() {
-        let message = format!(
-            "publication {name} was altered: {what}; what it left out is in no log: stop the daemon, and `millstream teardown` before `millstream init`"
-        );
-        return Err(Error::new(ErrorKind::Config, message));
+        return Err(refuse(what));
     }
     let wanted: BTreeSet<_> = wanted.iter().cloned().collect();
     let added: Vec<_> = wanted.difference(&current.tables).cloned().collect();

@@ -155,6 +155,9 @@ unsafe fn read(event: *mut sys::rd_kafka_event_t, of: &Resource) -> std::result:
         let (error, operations) = match of {
             Resource::Topic(_) => {
                 let answer = sys::rd_kafka_event_DescribeTopics_result(event);
+                if answer.is_null() {
+                    return Ok(None);
+                }
                 let all = sys::rd_kafka_DescribeTopics_result_topics(answer, &raw mut count);
                 if all.is_null() || count == 0 {
                     return Ok(None);
@@ -167,6 +170,9 @@ unsafe fn read(event: *mut sys::rd_kafka_event_t, of: &Resource) -> std::result:
             }
             Resource::Group(_) => {
                 let answer = sys::rd_kafka_event_DescribeConsumerGroups_result(event);
+                if answer.is_null() {
+                    return Ok(None);
+                }
                 let all = sys::rd_kafka_DescribeConsumerGroups_result_groups(answer, &raw mut count);
                 if all.is_null() || count == 0 {
                     return Ok(None);

@@ -16,6 +16,11 @@ const WRONG: &[(&str, &str, &[&str])] = &[
     ("tables = [\"public.*\"]", "tables = [\"!public.x\"]", &[".toml:3:1:", "source.shop.tables", "name the tables"]),
     ("tables = [\"public.*\"]\n", "", &[".toml:1:9:", "source.shop.tables", "name the tables"]),
     ("tables =", "retain_max_bytes = \"50 apples\"\ntables =", &[".toml:3:20:", "'50 apples' is not a size", "50GiB"]),
+    (
+        "tables =",
+        "heartbeat_interval = \"1m\"\nretain_max_age = \"2m\"\ntables =",
+        &[".toml:4:1:", "three times heartbeat_interval"],
+    ),
     ("tables =", "retain_max_age = \"5s\"\ntables =", &[".toml:3:1:", "source.shop.retain_max_age", "at least 1m"]),
     ("tables =", "retain_max_bytes = \"1kB\"\ntables =", &[".toml:3:1:", "source.shop.retain_max_bytes", "too small"]),
     ("tables =", "heartbeat_interval = 5\ntables =", &[".toml:3:22:", "a length of time with its unit"]),

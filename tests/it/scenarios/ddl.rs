@@ -244,6 +244,12 @@ async fn a_superuser_installs_for_a_role_that_may_not() {
     let finding = found().await;
     let named = finding["what"].as_str().is_some_and(|what| what.contains("millstream_ddl"));
     assert!(finding["severity"] == "warning" && named, "{finding:#}");
+    // What left the publication unknown to the triggers' memory would look as if somebody had taken it out.
+    let text = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    lane.site.configure(&text.replacen("\"public.*\"", "\"public.*\", \"!public.u\"", 1));
+    let refused = lane.site.run(&["init"]).await;
+    assert!(refused.code == Some(1) && refused.stdout.contains("--superuser-sql"), "{refused:?}");
+    lane.site.configure(&text);
     carry_out(&finding).await;
     assert_eq!(found().await["severity"], "ok");
     assert_eq!(daemon.terminate().await.code(), Some(0));

@@ -499,6 +499,8 @@ async fn a_publication_that_somebody_alters_halts_until_a_new_copy() {
         let status = lane.halted(&["publication_altered"]).await;
         assert!(status.contains("was altered"), "{status}");
         lane.source.execute(&format!("DELETE FROM t WHERE id = 1; INSERT INTO t VALUES ({}, 'left out', 0)", 30 + n)).await;
+        // Nor does `init` make it look sound.
+        assert_eq!(lane.site.run(&["init"]).await.code, Some(78), "{alter}");
         lane.source.execute(mend).await;
         assert_eq!(daemon.terminate().await.code(), Some(0));
         stays_altered_until_a_new_copy(&lane).await;
