@@ -357,7 +357,8 @@ impl Worker {
             Pulse::Starting | Pulse::Beating => None,
             Pulse::ReadOnly => Some("the source takes no writes".to_owned()),
             Pulse::ShuttingDown => Some("the source is shutting down".to_owned()),
-            Pulse::Failing(error) | Pulse::LeavesOut(error) => Some(error.clone()),
+            Pulse::Failing(error) => Some(error.clone()),
+            Pulse::LeavesOut(what) => Some(format!("the publication was altered: {what}")),
         };
         let slowest = self.parts.slowest.borrow().as_ref().map(|slowest| slowest.name.clone());
         let (log, queued_bytes) = (&self.parts.log, self.queued_bytes());

@@ -15,6 +15,7 @@ use crate::capture::begin::{Beginning, beginning, publication_name};
 use crate::config::{Config, ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, connect, quote_ident};
 use crate::queue::{CONSUMER_PREFIX, Queue};
 use crate::replica::postgres::ledger;
@@ -206,16 +207,34 @@ async fn clear_source(config: &SourceConfig, queue: &Arc<dyn Queue>, report: Rep
     }
     let publication = publication_name(&config.name);
     // Before the publication: only its owner may withdraw it. A failure keeps the publication, so that the next run finds both.
-    if schema_changes::withdraw(&mut source, &publication).await? {
-        report(Line::Done(format!("source {}: its schema changes are not carried any more", config.name)));
+    let withdrawn = schema_changes::withdraw(&mut source, &publication).await;
+    if withdrawn.map_err(|error| of_somebody_else(error, &publication))? {
+        report(Line::Done(format!(
+            "source {}: its schema changes are not carried any more; where a superuser installed that, `millstream init --source {} --superuser-sql` \
+             prints it for the next time",
+            config.name, config.name
+        )));
         outcome = Outcome::Changed;
     }
     if super::init::publication::read(&mut source, &publication).await?.is_some() {
-        run(&mut source, Side::Source, format!("DROP PUBLICATION {}", quote_ident(&publication))).await?;
+        let dropped = run(&mut source, Side::Source, format!("DROP PUBLICATION {}", quote_ident(&publication))).await;
+        dropped.map_err(|error| of_somebody_else(error, &publication))?;
         report(Line::Done(format!("source {}: dropped publication {publication}", config.name)));
         outcome = Outcome::Changed;
     }
     Ok(outcome)
+}
+
+/// Only its owner may drop a publication that somebody made anew.
+fn of_somebody_else(error: Error, publication: &str) -> Error {
+    if error.kind() != ErrorKind::Halt(HaltCode::SourceDenied) {
+        return error;
+    }
+    let way = format!(
+        "if publication {publication} is somebody else's, have its owner or a superuser run DROP PUBLICATION {}; then run this again",
+        quote_ident(publication)
+    );
+    error.context(way)
 }
 
 async fn clear_replica(config: &ReplicaConfig, report: Report<'_>) -> Result<Outcome> {

@@ -115,7 +115,7 @@ async fn captured(
             None => names.contains(&table),
         };
         if !is_captured {
-            not_captured(findings, &table, picks.matches(&table), behind);
+            not_captured(findings, &table, picks.patterns.matches(&table) || picks.matches(&table), behind);
         }
     }
     Ok(())
@@ -158,18 +158,20 @@ async fn behind(connection: &mut PgConnection, name: &str, heartbeat: Duration) 
 /// The tables of a replica that its source's are applied to, as far as the source could be asked.
 pub(super) struct Picks<'a> {
     patterns: TablePatterns,
-    /// A leaf follows the partitioned table above it, which only the source's catalog tells.
-    known: BTreeSet<&'a TableName>,
+    /// A leaf follows the partitioned table above it, and a table of the replica's own may have a name that the patterns match: the source's catalog tells.
+    known: Option<BTreeSet<&'a TableName>>,
 }
 
 impl<'a> Picks<'a> {
     fn of(source: &SourceSide<'a>) -> Result<Self> {
-        let known = source.blueprint.iter().flat_map(|blueprint| &blueprint.tables).map(|table| &table.table).collect();
+        let all =
+            |blueprint: &'a Blueprint| blueprint.tables.iter().chain(&blueprint.parents).map(|table| &table.table).collect();
+        let known = source.blueprint.map(all);
         Ok(Self { patterns: TablePatterns::parse(source.tables)?, known })
     }
 
     pub(super) fn matches(&self, table: &TableName) -> bool {
-        self.known.contains(table) || self.patterns.matches(table)
+        self.known.as_ref().map_or_else(|| self.patterns.matches(table), |known| known.contains(table))
     }
 }
 

@@ -258,7 +258,9 @@ impl PostgresReplica {
     /// A table that is empty at the source: live at once.
     async fn create(&mut self, facts: &Facts) -> Result<()> {
         let table = facts.table();
-        if self.there(&table).await?.is_none() {
+        if self.there(&table).await?.is_some() {
+            self.is_empty(&table).await?;
+        } else {
             self.schema(&facts.schema).await?;
             self.enums(&facts.columns).await?;
             let parent = match &facts.parent {
@@ -300,6 +302,21 @@ impl PostgresReplica {
         let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.name).bind(&table.schema).bind(&table.name);
         let query = query.bind(CopyState::Live.as_str()).bind(facts.oid.map(i64::from));
         within(SHORT_WAIT, "entering a table in the ledger", query.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// What is new at the source has only rows that are in the log.
+    async fn is_empty(&mut self, table: &TableName) -> Result<()> {
+        let sql = format!("SELECT EXISTS (SELECT FROM ONLY {})", quote_table(table));
+        let query = sqlx::query_scalar(AssertSqlSafe(sql));
+        if within(SHORT_WAIT, "looking into a table", query.fetch_one(&mut self.connection)).await? {
+            let message = format!(
+                "the source made table {table}, and the replica has one of the name that holds rows; drop, rename or empty that one \
+                 (TRUNCATE {})",
+                quote_table(table)
+            );
+            return Err(Error::halt(HaltCode::ReplicaConflict, message));
+        }
+        Ok(())
     }
 
     /// Makes the enums of columns that are not there.

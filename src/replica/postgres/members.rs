@@ -8,7 +8,8 @@
 //! | under the same name | has it | its changes are written |
 //! | | was renamed by hand, before the log says so | they are written to it all the same |
 //! | | was renamed, and one that is nobody's has the name | a halt: renamed too early, or rebuilt |
-//! | | is gone, and one that is nobody's has the name | they are written there: somebody has rebuilt it; while it is copied, its copy starts again |
+//! | | is gone, and one that is nobody's has the name | a halt, until somebody says that it was rebuilt with every row; while it is copied, its copy starts again |
+//! | | of a ledger that was restored elsewhere | its changes are written to what has the name |
 //! | under another name | has the new name | the ledger follows; whose name it was there goes by what it is called on the replica, and is forgotten where it is gone |
 //! | | has not | a halt that says how |
 //! | not, and another under the name | | a halt: the table was made anew and has to be copied |
@@ -82,6 +83,8 @@ impl PostgresReplica {
                 tracing::warn!(table = %name, %there, "changes are written to a table that is called otherwise on the replica");
                 Ok(Some(there))
             }
+            (Now::Gone, _) if member.leaves => Ok(None),
+            (Now::Gone, false) if here.is_some() && !is_others => Err(made_anew(name, &known_as)),
             (Now::Gone | Now::Unknown, false) => {
                 if here.is_none() || self.members.contains_key(name) || self.is_there(&known_as).await? {
                     return Err(not_renamed(&known_as, name, here.is_some()));
@@ -93,7 +96,8 @@ impl PostgresReplica {
             (Now::Gone | Now::Unknown, true) if here.is_none() => Err(catalog::missing(name)),
             (Now::Gone | Now::Unknown, true) if is_others => Err(of_another(name)),
             (Now::Gone, true) if member.state != CopyState::Live => Err(replaced_while_copied(name)),
-            (Now::Gone | Now::Unknown, true) => {
+            (Now::Gone, true) => Err(made_anew(name, &known_as)),
+            (Now::Unknown, true) => {
                 self.keep(schema, here.as_deref()).await?;
                 Ok(Some(name.clone()))
             }
@@ -280,7 +284,28 @@ pub(super) fn another(table: &TableName) -> Error {
 fn replaced(table: &TableName, there: &TableName) -> Error {
     let message = format!(
         "the replica's table {table} was renamed to {there} by hand, and another table has its name, before the source said so; undo it there, or, where \
-         {table} was rebuilt with every row of it, drop {there}"
+         {table} was rebuilt with every row of it, drop {there} and say so there: {}",
+        rebuilt(table)
+    );
+    Error::halt(HaltCode::SchemaMismatch, message)
+}
+
+/// SQL that says, on the replica, that the table of a name holds what the one had that the ledger knows.
+pub(crate) fn rebuilt(known_as: &TableName) -> String {
+    format!(
+        "UPDATE millstream.copied_table SET replica_table = NULL WHERE (table_schema, table_name) = ({}, {})",
+        quote_literal(&known_as.schema),
+        quote_literal(&known_as.name)
+    )
+}
+
+/// A live table is gone, and another has its name, with or without its rows.
+fn made_anew(table: &TableName, known_as: &TableName) -> Error {
+    let message = format!(
+        "the replica's table {table} is not the one that was copied: that was dropped there, and its rows with it. Copy it: take {table} out of the source's \
+         tables, run `millstream init` until it has left, empty or drop it on the replica, put it back, `millstream init`; or, where it was rebuilt with \
+         every row, say so there: {}",
+        rebuilt(known_as)
     );
     Error::halt(HaltCode::SchemaMismatch, message)
 }

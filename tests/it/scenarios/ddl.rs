@@ -128,6 +128,20 @@ async fn a_trigger_that_cannot_write_makes_no_statement_fail() {
     assert_eq!(lane.source.value("SELECT to_regclass('public.t') IS NULL AND to_regclass('public.s') IS NOT NULL").await, "t");
 }
 
+/// Its rows would have stood beside the source's, and nothing would have said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_that_the_replica_has_with_rows_of_its_own_halts() {
+    let lane = Lane::new(T).await;
+    let _daemon = lane.start().await;
+    lane.replica.execute("CREATE TABLE promo (id int PRIMARY KEY, v text); INSERT INTO promo VALUES (99, 'only here')").await;
+    lane.source.execute("CREATE TABLE promo (id int PRIMARY KEY, v text); INSERT INTO promo VALUES (1, 'source')").await;
+    let status = lane.halted(&["replica_conflict"]).await;
+    assert!(status.contains("holds rows"), "{status}");
+    lane.replica.execute("TRUNCATE promo").await;
+    lane.equal().await;
+    lane.site.ready(super::CATCH_UP).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_before_the_commit_of_a_schema_change_makes_it_once() {
     let lane = Lane::new(T).await;

@@ -296,18 +296,28 @@ async fn a_table_that_is_put_in_anothers_place_on_the_replica_gets_none_of_its_r
     assert_eq!(lane.start().await.terminate().await.code(), Some(0));
     lane.replica.execute("ALTER TABLE t RENAME TO t_old; CREATE TABLE t (LIKE t_old INCLUDING ALL)").await;
     lane.source.execute("INSERT INTO t VALUES (30, 'x', 1)").await;
-    let _daemon = lane.site.start();
+    let daemon = lane.site.start();
     let status = lane.halted(&["schema_mismatch"]).await;
     assert!(status.contains("was renamed to public.t_old by hand"), "{status}");
     assert_eq!(lane.replica.value("SELECT count(*) FROM t").await, "0");
     lane.replica.execute("DROP TABLE t; ALTER TABLE t_old RENAME TO t").await;
     lane.equal().await;
-    // Rebuilt with every row of it.
+    // Rebuilt with every row of it, while nobody writes.
+    assert_eq!(daemon.terminate().await.code(), Some(0));
     lane.replica
         .execute("BEGIN; ALTER TABLE t RENAME TO t_old; CREATE TABLE t (LIKE t_old INCLUDING ALL); INSERT INTO t SELECT * FROM t_old; DROP TABLE t_old; COMMIT")
         .await;
     lane.source.execute("INSERT INTO t VALUES (31, 'y', 1)").await;
+    let _daemon = lane.site.start();
+    let status = lane.halted(&["schema_mismatch"]).await;
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let said = status["replicas"]["reports"]["error"].as_str().expect("an error");
+    assert!(said.contains("is not the one that was copied"), "{said}");
+    assert_eq!(lane.replica.value("SELECT count(*) FROM t WHERE id = 31").await, "0");
+    let (_, statement) = said.split_once("say so there: ").expect("a statement");
+    lane.replica.execute(statement.split("')").next().map(|head| format!("{head}')")).expect("a statement").as_str()).await;
     lane.equal().await;
+    lane.site.ready(super::CATCH_UP).await;
 }
 
 /// The same table is in the ledger twice until the old name has left.
@@ -511,6 +521,14 @@ async fn a_publication_that_somebody_alters_halts_until_a_new_copy() {
     let daemon = lane.start().await;
     lane.equal().await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
+    // One that is somebody else's is his to drop.
+    let other = format!("other_{:08x}", rand::random::<u32>());
+    lane.source.execute(&format!("CREATE ROLE {other} SUPERUSER; ALTER PUBLICATION {name} OWNER TO {other}")).await;
+    let refused = lane.site.run(&["teardown", "--yes"]).await;
+    let way = format!("DROP PUBLICATION \"{name}\"");
+    assert!(refused.code != Some(0) && (refused.stdout + &refused.stderr).contains(&way), "{way}");
+    lane.source.execute(&way).await;
+    lane.site.must(&["teardown", "--yes"]).await;
 }
 
 async fn stays_altered_until_a_new_copy(lane: &Lane<'_>) {
