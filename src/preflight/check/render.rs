@@ -106,8 +106,10 @@ fn row(out: &mut String, group: &[&Finding]) {
     }
     // What is said to a person is an example; what is to be run is whole.
     let shown = if remedy.place == Place::Person && group.len() > 3 { 2 } else { steps.len() };
+    let end = if matches!(remedy.place, Place::SourceSql | Place::ReplicaSql) { ";" } else { "" };
     for step in steps.iter().take(shown) {
-        // Never wrapped: it is to be copied.
+        // Never wrapped, and statements with their ends: they are to be copied.
+        let step = format!("{}{end}", step.strip_suffix(end).unwrap_or(step));
         step.lines().for_each(|text| line(out, &format!("{INDENT}{text}")));
     }
     if shown < steps.len() {
