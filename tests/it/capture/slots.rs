@@ -204,7 +204,7 @@ async fn a_full_queue_does_not_hold_up_the_sources_shutdown() {
     server.stop().await;
     assert!(since.elapsed() < LONG / 2, "it took {:?}", since.elapsed());
     server.restart().await;
-    let log = eventually("everything, as the consumer reads on", LONG, async || {
+    let log = eventually("everything, as the consumer reads on", LONG * 3, async || {
         rig.register(KEEPER).await;
         let log = rig.log().await;
         if log.changes().len() == 10_000 { Ok(log) } else { Err(log.changes().len()) }
