@@ -105,11 +105,11 @@ impl FenceFilter {
         Ok(())
     }
 
-    /// Two writers that find an empty stream begin it under two identities. The first fence decides; the other one is void, and its writer takes over the
-    /// identity that it reads before it.
+    /// Two writers that find an empty stream begin it under two identities. The first fence decides; the other one is void, also with a higher epoch (its
+    /// writer saw the hint of the first before the first's fence), and its writer takes over the identity that it reads before it. A stream made anew is
+    /// told by its next record.
     fn is_lost_beginning(&self, header: &RecordHeader) -> bool {
-        let other = self.stream.is_some_and(|stream| stream != header.stream);
-        other && header.kind == RecordKind::Fence && self.in_force.is_some_and(|(epoch, _)| header.epoch <= epoch)
+        self.stream.is_some_and(|stream| stream != header.stream) && header.kind == RecordKind::Fence
     }
 
     fn check_stream(&mut self, header: &RecordHeader) -> Result<()> {

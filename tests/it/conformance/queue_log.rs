@@ -81,6 +81,18 @@ pub async fn a_stale_writers_records_are_void(ground: &impl Ground, stream: &str
     assert_eq!(entries.iter().position(|e| *e == Entry::PartsVoided), Some(6));
 }
 
+/// Who saw the hint of a stream's first writer before its fence drew an identity of his own, and a higher epoch.
+pub async fn a_fence_of_another_identity_is_void(ground: &impl Ground, stream: &str) {
+    let (queue, mut writer, mut scribe) = begun(ground, stream).await;
+    let mut other = Scribe::new(scribe.header.stream.0 + 1);
+    append_all(&mut writer, [other.fence(7, 77), scribe.progress(30)]).await;
+    let entries = read_all(&queue, stream, Start::First).await.unwrap();
+    assert_eq!(numbers(&entries), [0, 1, 2, 3, 4, 5]);
+    append_all(&mut writer, [other.progress(40)]).await;
+    let error = read_all(&queue, stream, Start::First).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Halt(HaltCode::QueueLost), "{error}");
+}
+
 pub async fn a_cursor_resumes_at_its_record(ground: &impl Ground, stream: &str) {
     let (queue, mut writer, mut scribe) = begun(ground, stream).await;
     append_all(&mut writer, [scribe.transactions(&[30, 40, 50]), scribe.progress(60)]).await;
