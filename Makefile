@@ -49,7 +49,7 @@ bench: ## figures against PostgreSQL's own subscription, into docs/benchmarks.md
 	@tests/tools/install-kafka
 	@tests/tools/bench
 
-bench-quick: ## the same in two minutes, printed only
+bench-quick: ## the same with smaller numbers, printed only
 	@tests/tools/install-deps kafka
 	@tests/tools/install-kafka
 	@tests/tools/bench --quick

@@ -28,7 +28,7 @@ const SPOILED: &str = "Millstream: left changes out: ";
 const FILTERS_SINCE: u32 = 15;
 const QUERY_WAIT: Duration = Duration::from_secs(10);
 
-/// SQL that makes a publication with its mark, or marks it. In one transaction with what it is for.
+/// SQL that marks a publication that was just made. In one transaction with its CREATE.
 #[must_use]
 pub fn mark(publication: &str) -> String {
     format!(

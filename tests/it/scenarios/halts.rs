@@ -292,7 +292,7 @@ async fn a_name_that_another_table_takes_halts_until_the_replica_renames_as_well
 /// What has the name is not what had it, and nobody said so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_put_in_anothers_place_on_the_replica_gets_none_of_its_rows() {
-    let lane = Lane::with(T, HALT).await;
+    let lane = Lane::with(&format!("{T}; CREATE TABLE kept (id int PRIMARY KEY)"), HALT).await;
     assert_eq!(lane.start().await.terminate().await.code(), Some(0));
     lane.replica.execute("ALTER TABLE t RENAME TO t_old; CREATE TABLE t (LIKE t_old INCLUDING ALL)").await;
     lane.source.execute("INSERT INTO t VALUES (30, 'x', 1)").await;
@@ -308,7 +308,7 @@ async fn a_table_that_is_put_in_anothers_place_on_the_replica_gets_none_of_its_r
         .execute("BEGIN; ALTER TABLE t RENAME TO t_old; CREATE TABLE t (LIKE t_old INCLUDING ALL); INSERT INTO t SELECT * FROM t_old; DROP TABLE t_old; COMMIT")
         .await;
     lane.source.execute("INSERT INTO t VALUES (31, 'y', 1)").await;
-    let _daemon = lane.site.start();
+    let daemon = lane.site.start();
     let status = lane.halted(&["schema_mismatch"]).await;
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
     let said = status["replicas"]["reports"]["error"].as_str().expect("an error");
@@ -318,6 +318,24 @@ async fn a_table_that_is_put_in_anothers_place_on_the_replica_gets_none_of_its_r
     lane.replica.execute(statement.split("')").next().map(|head| format!("{head}')")).expect("a statement").as_str()).await;
     lane.equal().await;
     lane.site.ready(super::CATCH_UP).await;
+
+    // The other way that the halt names: copied again, beside a replica that stands at it.
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    lane.replica.execute("BEGIN; DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text, n int); COMMIT").await;
+    lane.source.execute("INSERT INTO t VALUES (32, 'z', 1)").await;
+    let _daemon = lane.site.start();
+    lane.halted(&["schema_mismatch"]).await;
+    let text = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    lane.site.configure(&text.replacen("\"public.*\"", "\"public.*\", \"!public.t\"", 1));
+    crate::support::wait::until("it to leave", super::CATCH_UP, async || {
+        lane.site.run(&["init"]).await;
+        lane.replica.value("SELECT count(*) FROM millstream.copied_table WHERE table_name = 't'").await == "0"
+    })
+    .await;
+    lane.replica.execute("TRUNCATE t").await;
+    lane.site.configure(&text);
+    lane.site.must(&["init"]).await;
+    lane.equal().await;
 }
 
 /// The same table is in the ledger twice until the old name has left.
