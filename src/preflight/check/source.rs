@@ -353,7 +353,8 @@ async fn long_transactions(findings: &mut Findings, limit: Duration, connection:
             0 => format!("role {role} may not see other roles' transactions"),
             n => format!("{n} transactions of other roles are in progress, and role {role} may not see their age and statement"),
         };
-        let why = "making the slot and the first copy wait for every transaction in progress, and nobody could be named";
+        let why = "making the slot and the first copy wait for every transaction in progress, and nobody could be named; nor is a standby without a \
+             slot seen";
         let grant = format!("GRANT pg_read_all_stats TO {}", quote(&role));
         findings.warn("sees_transactions", what, why, Some(Remedy::sql(Side::Source, grant)));
     }

@@ -13,13 +13,16 @@ const FAILOVER_SLOTS_SINCE: i32 = 17;
 
 /// Says what a failover would do, where there is somebody to fail over to.
 pub(super) async fn check(findings: &mut Findings, connection: &mut PgConnection, facts: &ServerFacts) -> sqlx::Result<()> {
-    // A role without pg_monitor sees the senders of others too, only not their names and states. Backups stream as standbys do, and this
-    // check's own look at the replication right is a sender that does not stream.
+    // Without pg_read_all_stats the state of every sender is NULL, our own that is ending among them (PostgreSQL source, walsender.c,
+    // `pg_stat_get_wal_senders`): then only a physical slot tells a standby. Backups stream as standbys do, and this check's own look at the
+    // replication right is a sender that does not stream.
     let row = sqlx::query(
-        "WITH senders AS (SELECT r.pid, (r.application_name ~ 'receive_?wal|basebackup') IS TRUE OR (r.state IN ('backup', 'startup')) IS TRUE AS other \
+        "WITH senders AS (SELECT r.pid, r.state IS NULL AS hidden, \
+                                 (r.application_name ~ 'receive_?wal|basebackup') IS TRUE OR (r.state IN ('backup', 'startup')) IS TRUE AS other \
                           FROM pg_stat_replication r), \
               slots AS (SELECT slot_name::text AS name, slot_type, active_pid, temporary FROM pg_replication_slots) \
-         SELECT (SELECT count(*) FROM senders LEFT JOIN slots ON active_pid = pid WHERE NOT other AND slot_type IS DISTINCT FROM 'logical'), \
+         SELECT (SELECT count(*) FROM senders LEFT JOIN slots ON active_pid = pid WHERE NOT other \
+                  AND CASE WHEN hidden THEN slot_type = 'physical' ELSE slot_type IS DISTINCT FROM 'logical' END), \
                 array(SELECT name FROM slots JOIN senders ON pid = active_pid \
                       WHERE slot_type = 'physical' AND NOT temporary AND NOT other ORDER BY name), \
                 coalesce(current_setting('synchronized_standby_slots', true), ''), \

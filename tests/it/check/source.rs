@@ -306,6 +306,9 @@ async fn a_standby_that_would_not_have_the_slot_or_the_changes() {
     until("the standby to stream", LONG, async || db.value(streams).await == "1").await;
     let found = problem(&findings(&source).await, "failover");
     assert_eq!(found.severity, Severity::Warning);
+    // A role that may not see what senders do knows a standby by its slot.
+    let blind = source_config(plain_role(&db, "blind").await);
+    assert_eq!(problem(&findings(&blind).await, "failover").severity, Severity::Warning);
     let remedy = found.remedy.expect("a remedy");
     let setting = async |wanted: &str| {
         let shown = "SELECT coalesce(current_setting('synchronized_standby_slots', true), '')";
@@ -328,6 +331,23 @@ async fn a_standby_that_would_not_have_the_slot_or_the_changes() {
         until("the standby to be gone", LONG, async || db.value(streams).await == "0").await;
     }
     gone(&findings(&source).await, "failover");
+}
+
+/// Without pg_read_all_stats every sender's state is hidden: the role's own, about to end, was taken for a standby.
+#[tokio::test]
+async fn a_sender_whose_state_is_hidden_is_no_standby() {
+    let server = server(&[]).await;
+    let db = server.new_database().await;
+    db.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE ROLE blind LOGIN REPLICATION; GRANT SELECT ON t TO blind").await;
+    let source = source_config(PgConnect { user: "blind".into(), ..db.connect() });
+    let side = millstream::postgres::Side::Source;
+    let own =
+        millstream::postgres::PgClient::connect(&source.connect, millstream::postgres::Mode::Replication, side).await.unwrap();
+    let senders = "SELECT count(*) FROM pg_stat_replication";
+    assert_eq!(db.value(senders).await, "1");
+    gone(&findings(&source).await, "failover");
+    assert_eq!(db.value(senders).await, "1", "it was there all the while");
+    drop(own);
 }
 
 #[tokio::test]
