@@ -11,12 +11,13 @@ use super::Options;
 use super::format::{self, FRAME_HEADER, MARK, Mark, SEGMENT_HEADER, SegmentHeader};
 use super::segment::{self, CHUNK, Segment, Tail, Window};
 use super::storage::{Folder, TEMPORARY, write_all};
+use crate::config::ByteSize;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
 
 /// The writer leaves so much of the disk: consumers say in the registry how far they are and trimming writes where the stream begins, and
-/// without those a full disk would stay full.
-const RESERVE_BYTES: u64 = 8 << 20;
+/// without those a full disk would stay full. docs/operations.md names it.
+pub(super) const RESERVE_BYTES: u64 = 8 << 20;
 
 /// Appends batches to a stream's last segment.
 pub(super) struct Appender {
@@ -63,8 +64,12 @@ impl Appender {
         let bytes: u64 = records.clone().map(|r| FRAME_HEADER + r.len() as u64).sum();
         let free = self.folder.free_bytes()?;
         if free < RESERVE_BYTES + bytes {
-            let message =
-                format!("{free} bytes are free on the queue's disk; the last {RESERVE_BYTES} are kept for what makes room");
+            let message = format!(
+                "{} are free on the queue's disk, {} are to be written, and the last {} are kept for what makes room",
+                ByteSize(free),
+                ByteSize(bytes),
+                ByteSize(RESERVE_BYTES)
+            );
             return Err(Error::new(ErrorKind::NoSpace, message));
         }
         if self.at + MARK + bytes > self.segment_bytes && self.end > self.segment.header.first {

@@ -8,8 +8,10 @@ use proptest::prelude::*;
 
 use super::disk::Disk;
 use super::{FOREIGN, ID, folder, new_disk, open, read_from};
+use crate::config::ByteSize;
 use crate::error::ErrorKind;
 use crate::halt::HaltCode;
+use crate::queue::embedded::append::RESERVE_BYTES;
 use crate::queue::embedded::format::{self, Mark, SegmentHeader};
 use crate::queue::embedded::segment::{self, Segment};
 use crate::queue::embedded::storage::{File, Folder, write_all};
@@ -110,13 +112,17 @@ proptest! {
 #[test]
 fn the_last_of_the_disk_is_left_for_what_makes_room() {
     let (disk, all) = filled(&vec![vec![300, 300]; 9]);
-    disk.set_free(8 << 20);
+    disk.set_free(RESERVE_BYTES);
     let mut writer = open(&disk).unwrap();
     let error = writer.write_batch([Bytes::from_static(b"one more")].iter()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
+    let reserve = format!("the last {}", ByteSize(RESERVE_BYTES));
+    assert!(error.to_string().contains(&reserve), "{error}");
+    let operations = include_str!("../../../../docs/operations.md");
+    assert!(operations.contains(&reserve), "docs/operations.md does not name the reserve");
     drop(writer);
     trim::trim(&*folder(&disk), ID, 10, FOREIGN).unwrap();
-    disk.set_free(9 << 20);
+    disk.set_free(RESERVE_BYTES + (1 << 20));
     let mut writer = open(&disk).unwrap();
     assert_eq!(writer.end(), all.len() as u64);
     writer.write_batch([Bytes::from_static(b"one more")].iter()).unwrap();
