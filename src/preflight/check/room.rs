@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::finding::{Findings, Place, Remedy};
-use crate::config::{QueueConfig, QueueKind, SourceConfig};
+use crate::config::{ByteSize, QueueConfig, QueueKind, SourceConfig};
 
 /// What may be written into one folder, by one key of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,15 +73,14 @@ impl Room {
 }
 
 fn judge(findings: &mut Findings, asked: &Asked<'_>, free: u64, claims: &[&Claim]) {
-    let megabytes = |n: u64| n >> 20;
     let wanted = claims.iter().fold(0_u64, |sum, claim| sum.saturating_add(claim.bytes));
-    let parts: Vec<String> = claims.iter().map(|claim| format!("{} {} MB", claim.key, megabytes(claim.bytes))).collect();
+    let parts: Vec<String> = claims.iter().map(|claim| format!("{} {}", claim.key, ByteSize(claim.bytes))).collect();
     let sum = match parts.as_slice() {
         [one] => one.clone(),
-        several => format!("{} MB together, on one file system: {}", megabytes(wanted), several.join(" + ")),
+        several => format!("{} together, on one file system: {}", ByteSize(wanted), several.join(" + ")),
     };
     if free >= wanted {
-        findings.ok(asked.check, format!("{} MB free; {sum}", megabytes(free)));
+        findings.ok(asked.check, format!("{} free; {sum}", ByteSize(free)));
         return;
     }
     // A tenth stays for everybody else; each gives way by the same part.
@@ -89,11 +88,11 @@ fn judge(findings: &mut Findings, asked: &Asked<'_>, free: u64, claims: &[&Claim
         |bytes: u64| u64::try_from(u128::from(free / 10 * 9) * u128::from(bytes) / u128::from(wanted.max(1))).unwrap_or(free);
     let mut steps = claims.iter().map(|claim| {
         let (table, key) = claim.key.rsplit_once('.').unwrap_or(("", &claim.key));
-        format!("in [{table}]: {key} = \"{}MiB\"", megabytes(share(claim.bytes)).max(1))
+        format!("in [{table}]: {key} = \"{}MiB\"", (share(claim.bytes) >> 20).max(1))
     });
     let remedy = Remedy::at(Place::Configuration, steps.next().unwrap_or_default());
     let remedy = steps.fold(remedy, Remedy::then);
-    findings.warn(asked.check, format!("{} MB free, below {sum}", megabytes(free)), asked.why, Some(remedy));
+    findings.warn(asked.check, format!("{} free, below {sum}", ByteSize(free)), asked.why, Some(remedy));
 }
 
 /// The folder, or what is there of the path to it: it is made when it is needed.
@@ -123,7 +122,7 @@ mod tests {
         assert_eq!(found.severity, Severity::Warning);
         assert_eq!(
             found.what,
-            "1000 MB free, below 1200 MB together, on one file system: queue.max_bytes 800 MB + source.shop.spill_max_bytes 400 MB"
+            "1000 MiB free, below 1.2 GiB together, on one file system: queue.max_bytes 800 MiB + source.shop.spill_max_bytes 400 MiB"
         );
         let steps = found.remedy.expect("a remedy").steps;
         assert_eq!(steps, ["in [queue]: max_bytes = \"600MiB\"", "in [source.shop]: spill_max_bytes = \"300MiB\""]);

@@ -285,7 +285,9 @@ async fn retention(findings: &mut Findings, source: &SourceConfig, connection: &
     if megabytes >= 0 && megabytes < budget {
         let remedy =
             Remedy::sql(Side::Source, format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{budget}MB'")).then(server::RELOAD);
-        let what = format!("max_slot_wal_keep_size is {megabytes} MB, below retain_max_bytes ({budget} MB)");
+        // PostgreSQL's MB is 1024 kB, and its kB 1024 bytes (PostgreSQL documentation, "Parameter Names and Values").
+        let kept = ByteSize(megabytes.unsigned_abs() << 20);
+        let what = format!("max_slot_wal_keep_size is {kept}, below retain_max_bytes ({})", ByteSize(source.retain_max_bytes));
         findings.warn(
             "retention",
             what,

@@ -70,7 +70,7 @@ async fn a_queue_and_a_spill_on_one_file_system_share_its_room() {
     // Alone it fits.
     gone(&check_embedded(&queue(1 << 20), &Room::of(&queue(1 << 20), [])).expect("embedded").into_list(), "disk_room");
     let found = problem(&look(1 << 20), "disk_room");
-    assert!(found.what.contains("on one file system: queue.max_bytes 1 MB + source.shop.spill_max_bytes"), "{found:?}");
+    assert!(found.what.contains("on one file system: queue.max_bytes 1 MiB + source.shop.spill_max_bytes"), "{found:?}");
     assert_eq!(found.remedy.expect("a remedy").steps.len(), 2);
     let spill = look(1 << 20).into_iter().find(|f| f.check == "spill_room").expect("spill_room");
     assert!(spill.severity == Severity::Ok && spill.what.contains("counted there"), "{spill:?}");

@@ -46,7 +46,8 @@ async fn slots_senders_retention_and_fsync_of_a_cramped_server() {
     db.value("SELECT pg_create_physical_replication_slot('somebody_else')::text").await;
     let source = source_config(db.connect());
     mends(&source, &db, "replication_slots").await;
-    mends(&source, &db, "retention").await;
+    let found = mends(&source, &db, "retention").await;
+    assert_eq!(found.what, "max_slot_wal_keep_size is 64 MiB, below retain_max_bytes (50 GiB)");
     mends(&source, &db, "fsync").await;
 }
 
