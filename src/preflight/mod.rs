@@ -7,3 +7,8 @@ mod running;
 pub mod schema_changes;
 pub mod tables;
 pub mod teardown;
+
+/// `1 table`, `2 tables`.
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}

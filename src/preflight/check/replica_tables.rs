@@ -9,7 +9,7 @@ use super::replica::Picks;
 use super::server::ServerFacts;
 use crate::event::TableName;
 use crate::postgres::sql::quote_ident as quote;
-use crate::preflight::emptying;
+use crate::preflight::{counted, emptying};
 
 const TABLES: &str = "\
 SELECT c.oid::int8, n.nspname::text, c.relname::text, \
@@ -94,7 +94,7 @@ pub(super) async fn check(
     if findings.problems() == before {
         let text = match ours.len() {
             0 => "none yet; init makes them".to_owned(),
-            count => format!("{count} tables, nothing fires or refuses"),
+            count => format!("{}, nothing fires or refuses", counted(count, "table")),
         };
         findings.ok("tables", text);
     }
@@ -132,7 +132,7 @@ async fn rows_inside(
             findings.about(one.to_string());
         }
         many => {
-            findings.error("rows_inside", format!("{} tables hold rows: {}", many.len(), list(many)), why, Some(remedy));
+            findings.error("rows_inside", format!("{} hold rows: {}", counted(many.len(), "table"), list(many)), why, Some(remedy));
         }
     }
     Ok(())

@@ -6,9 +6,10 @@ use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
 use super::server::ServerFacts;
-use crate::config::SourceConfig;
+use crate::config::{ByteSize, SourceConfig};
 use crate::event::TableName;
 use crate::postgres::sql::quote_ident as quote;
+use crate::preflight::counted;
 use crate::preflight::init::Resolved;
 
 /// Copy speed assumed for the estimate of a table that must be read in one go, bytes per second.
@@ -111,8 +112,8 @@ pub(super) async fn check(
         judge_rights(findings, table, facts);
     }
     if findings.problems() == before {
-        let bytes: i64 = picked.iter().map(|t| t.bytes).sum();
-        findings.ok("tables", format!("{} tables, {} MB, each with a key and readable", picked.len(), bytes >> 20));
+        let bytes = ByteSize(picked.iter().map(|t| t.bytes.unsigned_abs()).sum());
+        findings.ok("tables", format!("{}, {bytes}, each with a key and readable", counted(picked.len(), "table")));
     }
     Ok(())
 }

@@ -44,8 +44,8 @@ use crate::failpoint;
 use crate::halt::HaltCode;
 use crate::postgres::ServerError;
 use crate::postgres::sql::{Side, connect};
-use crate::preflight::schema_changes;
 use crate::preflight::tables::{TablePatterns, exactly};
+use crate::preflight::{counted, schema_changes};
 use crate::queue::Queue;
 use crate::replica::postgres::ledger::{self, CopyState};
 
@@ -375,7 +375,7 @@ async fn extend(target: &mut Target<'_>, report: Report<'_>) -> Result<bool> {
         )));
     }
     replica::carry_out(&mut target.connection, name, &target.plan, None, CopyState::Pending).await?;
-    report(Line::Done(format!("replica {name}: {}", gist(&target.plan.tables, &target.plan.gone))));
+    report(Line::Done(format!("replica {name}: {}", of_tables(&target.plan, &target.plan.gone))));
     Ok(true)
 }
 
@@ -432,7 +432,7 @@ async fn begin_replica(
         return Err(error);
     }
     let how = if adopt.is_some() { "adopted" } else { "ledger" };
-    report(Line::Done(format!("replica {name}: {how}, {}", gist(&target.plan.tables, &[]))));
+    report(Line::Done(format!("replica {name}: {how}, {}", of_tables(&target.plan, &[]))));
     Ok(true)
 }
 
@@ -448,17 +448,52 @@ fn still_standing(source: &str, replica: &str) -> [String; 3] {
     ]
 }
 
+/// What became of a replica's tables: those of a plan, and those that go.
+fn of_tables(plan: &ReplicaPlan, removed: &[TableName]) -> String {
+    let made: Vec<TableName> = plan.tables.iter().filter(|table| !plan.there.contains(table)).cloned().collect();
+    let new = gist(&made, removed);
+    match (plan.there.len(), made.is_empty() && removed.is_empty()) {
+        (0, _) => new,
+        (n, nothing_else) => {
+            let there = format!("{} that {} there ({})", counted(n, "table"), if n == 1 { "was" } else { "were" }, list(&plan.there));
+            if nothing_else { there } else { format!("{new}, {there}") }
+        }
+    }
+}
+
 fn gist(added: &[TableName], removed: &[TableName]) -> String {
-    let list = |tables: &[TableName]| {
-        let names: Vec<String> = tables.iter().take(5).map(ToString::to_string).collect();
-        let more = if tables.len() > 5 { ", …" } else { "" };
-        format!("{}{more}", names.join(", "))
-    };
-    let tables = |n: usize| if n == 1 { "table" } else { "tables" };
-    match (added.len(), removed.len()) {
-        (0, 0) => "settings".to_owned(),
-        (n, 0) => format!("{n} new {} ({})", tables(n), list(added)),
-        (0, m) => format!("{m} {} not replicated any more ({})", tables(m), list(removed)),
-        (n, m) => format!("{n} new {} ({}), {m} not replicated any more ({})", tables(n), list(added), list(removed)),
+    let added = (!added.is_empty()).then(|| format!("{} ({})", counted(added.len(), "new table"), list(added)));
+    let removed =
+        (!removed.is_empty()).then(|| format!("{} not replicated any more ({})", counted(removed.len(), "table"), list(removed)));
+    let parts: Vec<String> = added.into_iter().chain(removed).collect();
+    if parts.is_empty() { "settings".to_owned() } else { parts.join(", ") }
+}
+
+fn list(tables: &[TableName]) -> String {
+    let names: Vec<String> = tables.iter().take(5).map(ToString::to_string).collect();
+    let more = if tables.len() > 5 { ", …" } else { "" };
+    format!("{}{more}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_that_were_there_are_not_counted_as_new() {
+        let names = |names: &[&str]| names.iter().map(|name| TableName::new("public", *name)).collect::<Vec<_>>();
+        let plan = |tables: &[&str], there: &[&str]| ReplicaPlan {
+            tables: names(tables),
+            there: names(there),
+            ..ReplicaPlan::default()
+        };
+        assert_eq!(of_tables(&plan(&["a"], &[]), &[]), "1 new table (public.a)");
+        let both = of_tables(&plan(&["a", "b", "c"], &["b"]), &names(&["d"]));
+        assert_eq!(
+            both,
+            "2 new tables (public.a, public.c), 1 table not replicated any more (public.d), 1 table that was there (public.b)"
+        );
+        assert_eq!(of_tables(&plan(&["a", "b"], &["a", "b"]), &[]), "2 tables that were there (public.a, public.b)");
+        assert_eq!(gist(&[], &[]), "settings");
     }
 }

@@ -32,6 +32,8 @@ pub struct ReplicaPlan {
     pub deferred: Vec<Deferred>,
     /// Tables that the ledger does not know yet.
     pub tables: Vec<TableName>,
+    /// Those of them that the replica has already.
+    pub there: Vec<TableName>,
     /// Tables of the ledger that are not wanted any more and were never live: from now on what comes of them is dropped.
     pub gone: Vec<TableName>,
     /// Those, and live ones that are not wanted any more: the ledger has them until the last change to them is passed.
@@ -124,6 +126,7 @@ pub async fn plan(
     let here: Vec<u32> = fresh.iter().filter_map(|t| existing.get(&t.table).copied()).collect();
     let here = definition::read(replica, Side::Replica, &here).await?;
     let here: BTreeMap<&TableName, &TableDefinition> = here.values().map(|t| (&t.table, t)).collect();
+    plan.there = here.keys().map(|&name| name.clone()).collect();
     let casts = Casts::read(replica).await?;
     let (mut drops, mut holding) = ([Vec::new(), Vec::new()], Vec::new());
     for table in &fresh {

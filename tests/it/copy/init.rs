@@ -164,7 +164,8 @@ async fn a_replica_table_with_rows_is_refused_and_an_empty_one_must_fit() {
             "TRUNCATE a; ALTER TABLE b ALTER v TYPE text; ALTER TABLE b ADD PRIMARY KEY (id); CREATE UNIQUE INDEX b_v ON b (v)",
         )
         .await;
-    pair.init().await;
+    let said = format!("{:?}", pair.init().await);
+    assert!(said.contains("replica reports: ledger, 2 tables that were there (public.a, public.b)"), "{said}");
     assert_eq!(
         pair.replica.value("SELECT count(*) FROM pg_class WHERE relname = 'b_v'").await,
         "0",
