@@ -10,13 +10,14 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::init::{Line, Outcome, Report, select, slot};
 use super::running::{self, Daemons};
-use super::schema_changes;
+use super::{counted, schema_changes};
 use crate::capture::begin::{Beginning, beginning, publication_name};
 use crate::config::{Config, ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::TableName;
 use crate::failpoint;
 use crate::halt::HaltCode;
-use crate::postgres::sql::{Side, classify, connect, quote_ident};
+use crate::postgres::sql::{Side, classify, connect, quote_ident, quote_table};
 use crate::queue::{CONSUMER_PREFIX, Queue};
 use crate::replica::postgres::ledger;
 
@@ -217,12 +218,42 @@ async fn clear_source(config: &SourceConfig, queue: &Arc<dyn Queue>, report: Rep
         outcome = Outcome::Changed;
     }
     if super::init::publication::read(&mut source, &publication).await?.is_some() {
+        let whole = whole_rows(&mut source, &publication).await?;
         let dropped = run(&mut source, Side::Source, format!("DROP PUBLICATION {}", quote_ident(&publication))).await;
         dropped.map_err(|error| of_somebody_else(error, &publication))?;
         report(Line::Done(format!("source {}: dropped publication {publication}", config.name)));
+        if !whole.is_empty() {
+            report(Line::Note(still_whole(&config.name, &whole)));
+        }
         outcome = Outcome::Changed;
     }
     Ok(outcome)
+}
+
+/// Published tables that hand over whole old rows, but for those that another publication has: without it the application's UPDATE might fail there.
+async fn whole_rows(source: &mut PgConnection, publication: &str) -> Result<Vec<TableName>> {
+    let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication p \
+         JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE p.pubname = $1 AND c.relreplident = 'f' AND n.nspname <> 'millstream' \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_tables t WHERE t.pubname <> $1 AND (t.schemaname, t.tablename) IN ( \
+             SELECT an.nspname, a.relname FROM pg_catalog.pg_class a JOIN pg_catalog.pg_namespace an ON an.oid = a.relnamespace \
+             WHERE a.oid = c.oid OR a.oid IN (SELECT p.relid::oid FROM pg_catalog.pg_partition_ancestors(c.oid) p))) ORDER BY 1, 2";
+    let rows: Vec<(String, String)> =
+        sqlx::query_as(sql).bind(publication).fetch_all(source).await.map_err(|e| classify(e, Side::Source))?;
+    Ok(rows.into_iter().map(|(schema, name)| TableName::new(schema, name)).collect())
+}
+
+/// Who set it is not known: the event triggers do where a table loses its key, and `check` asks for it where there is none.
+fn still_whole(source: &str, tables: &[TableName]) -> String {
+    let statements: Vec<String> =
+        tables.iter().map(|table| format!("ALTER TABLE ONLY {} REPLICA IDENTITY DEFAULT;", quote_table(table))).collect();
+    format!(
+        "source {source}: REPLICA IDENTITY FULL stays on {}, whether the event triggers set it as the key was dropped or somebody else did; \
+         where nothing else needs whole old rows, there as the owner: {}",
+        counted(tables.len(), "table"),
+        statements.join(" ")
+    )
 }
 
 /// Only its owner may drop a publication that somebody made anew.
