@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::copy::CopyProgress;
 use super::status::ApplyStatus;
 use crate::error::{Error, Result};
 use crate::event::{ApplyEpoch, Change, Position, SchemaId, TableSchema, TransactionHeader};
@@ -58,6 +59,9 @@ pub trait FirstCopy: Send + Sync + 'static {
     /// # Errors
     /// Those of the replica.
     async fn validate(&self, met: bool) -> Result<()>;
+
+    /// How far it is.
+    fn progress(&self) -> watch::Receiver<CopyProgress>;
 
     /// True when the next [`Self::prepare`] begins with what the replay has found: no failure, so nothing to wait for.
     fn has_work(&self) -> bool {

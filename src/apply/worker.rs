@@ -187,7 +187,13 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     let catch_up = match &applier.first_copy {
         Some(copy) => {
             begins(status, ApplyState::Copying);
-            kept_alive(&mut *replica, copy.prepare(row.apply_epoch, cancel)).await.at(|| "first copy")?
+            let prepared = async {
+                tokio::select! {
+                    prepared = copy.prepare(row.apply_epoch, cancel) => prepared,
+                    never = notices_that_it_copies(&**copy, status) => match never {},
+                }
+            };
+            kept_alive(&mut *replica, prepared).await.at(|| "first copy")?
         }
         None => None,
     };
@@ -237,6 +243,24 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
         never = look_for_tables(applier.first_copy.as_deref(), &config.name, &copy_wanted) => match never {},
         never = see_to_added(applier, others, status) => match never {},
     }
+}
+
+/// A copy may take hours, and commits nothing for the session before its end. One that loads rows when an attempt has gone on for longer than the pause
+/// before it is halted no more; a look at its first rows would clear the halt of each attempt that fails for a moment.
+async fn notices_that_it_copies(copy: &dyn FirstCopy, status: &watch::Sender<ApplyStatus>) -> std::convert::Infallible {
+    if status.borrow().halt.is_some() {
+        tokio::time::sleep(Duration::from_secs(RETRY_HALTED_SECONDS)).await;
+        let mut progress = copy.progress();
+        let rows = progress.borrow().rows;
+        if progress.wait_for(|now| now.rows > rows).await.is_ok() {
+            status.send_modify(|status| {
+                status.state = ApplyState::Copying;
+                status.error = None;
+                status.halt = None;
+            });
+        }
+    }
+    std::future::pending().await
 }
 
 /// Waits for tables that were added to be one with the others, and does what is left to do then.
@@ -290,7 +314,7 @@ async fn look_for_tables(copy: Option<&dyn FirstCopy>, replica: &str, found: &Ca
     }
 }
 
-/// A halted replica stays so until something is committed: a new attempt alone mends nothing.
+/// A halted replica stays so until something is committed, or is copied for a while: a new attempt alone mends nothing.
 fn begins(status: &watch::Sender<ApplyStatus>, state: ApplyState) {
     status.send_if_modified(|status| {
         let changes = status.halt.is_none() && status.state != state;

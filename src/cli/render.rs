@@ -155,7 +155,13 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
         (Some(queued), None) => page.text("to drain", &format!("{} changes; nothing moves", number(queued))),
     }
     if let Some(copy) = &replica.copy {
-        page.text("first copy", &copying(copy));
+        // What has halted does not copy: this is how far it came.
+        let then = match &replica.halt {
+            None => "",
+            Some(halt) if halt.mendable => "in the last attempt, ",
+            Some(_) => "stands still, ",
+        };
+        page.text("first copy", &format!("{then}{}", copying(copy)));
     }
     if let Some(why) = &replica.not_validated {
         page.text("not valid", why);
@@ -249,6 +255,20 @@ mod tests {
             ["less than 1 s", "about 1 s", "about 90 s", "about 2 min", "about 2 h 30 min", "about 3 days"],
             [0.7, 1.2, 90.0, 120.0, 9000.0, 259_200.0].map(about).each_ref().map(String::as_str)
         );
+    }
+
+    #[test]
+    fn the_copy_of_a_halted_replica_is_not_shown_at_work() {
+        let copy = Some(Copy { phase: "loading".to_owned(), rows: 900, ..Copy::default() });
+        let shown = |halt: Option<Halt>| {
+            let mut page = Page::default();
+            of_replica(&mut page, "reports", &Replica { copy: copy.clone(), halt, ..Replica::default() });
+            page.0.lines().find(|line| line.contains("first copy")).expect("a line").trim().to_owned()
+        };
+        let halt = |mendable| Some(Halt { code: "any".to_owned(), mendable, ..Halt::default() });
+        assert!(shown(None).starts_with("first copy   loading: 900 rows"), "{}", shown(None));
+        assert!(shown(halt(true)).contains("in the last attempt, loading: 900 rows"), "{}", shown(halt(true)));
+        assert!(shown(halt(false)).contains("stands still, loading: 900 rows"), "{}", shown(halt(false)));
     }
 
     #[test]

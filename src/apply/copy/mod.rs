@@ -383,6 +383,10 @@ impl FirstCopy for PostgresCopy {
         finish::validate(&mut replica, &self.replica.name, &self.meter).await
     }
 
+    fn progress(&self) -> watch::Receiver<CopyProgress> {
+        self.meter.progress()
+    }
+
     fn has_work(&self) -> bool {
         !self.todo.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }

@@ -112,6 +112,10 @@ impl Meter {
         Self { others: Some(others), ..self.clone() }
     }
 
+    pub(super) fn progress(&self) -> watch::Receiver<CopyProgress> {
+        self.sender.subscribe()
+    }
+
     fn clock(&self) -> std::sync::MutexGuard<'_, Clock> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }

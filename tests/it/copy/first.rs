@@ -389,3 +389,32 @@ async fn while_it_runs_readyz_is_red_and_status_says_how_far_it_is() {
     assert_eq!(site.run(&["status"]).await.code, Some(0));
     compare::equal(&source, &replica, LONG).await;
 }
+
+/// It stayed HALTED above a copy that went on for hours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_goes_on_after_a_halt_is_halted_no_more() {
+    let (source, replica) = databases().await;
+    source
+        .execute(
+            "CREATE TABLE a (id int PRIMARY KEY, note text); \
+             INSERT INTO a SELECT n, repeat('x', 20) FROM generate_series(1, 2000) n; ANALYZE a",
+        )
+        .await;
+    replica.execute("CREATE TABLE a (id int PRIMARY KEY, note text CONSTRAINT none CHECK (note <> repeat('x', 20)))").await;
+    let site = site(&source, &replica, "copy_max_bytes_per_second = \"2KiB\"");
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    let reports = async || site.status().await.map(|status| status["replicas"]["reports"].clone()).unwrap_or_default();
+    until("it to halt", LONG, async || reports().await["halt"]["code"] == "replica_constraint").await;
+    replica.execute("ALTER TABLE a DROP CONSTRAINT none").await;
+    until("it to be seen copying", COPIED, async || {
+        let reports = reports().await;
+        reports["state"] == "copying" && reports["halt"].is_null() && reports["error"].is_null()
+    })
+    .await;
+    assert_eq!(reports().await["copy"]["phase"], "loading", "seen while it loads");
+    daemon.terminate().await;
+    site.configure(&std::fs::read_to_string(site.configuration()).unwrap().replace("\"2KiB\"", "\"1GiB\""));
+    let _daemon = site.start();
+    compare::equal(&source, &replica, COPIED).await;
+}
