@@ -148,7 +148,7 @@ halt_codes! {
         "Drop or change the constraint named in the message so that it accepts what the source accepts; where a value is not of its column's type, `millstream check` compares types and enum labels. The daemon tries again by itself.";
     SchemaMismatch = "schema_mismatch", true,
         "A table on the replica does not fit the version that the next changes were made under: a column or the table is missing, or a type differs.",
-        "Change the replica's table as the message says; `millstream check` prints the statement in full. The daemon tries again by itself.";
+        "Change the replica's table as the message says; `millstream check` names each live table that does not fit, was renamed or is gone, with what mends it. The daemon tries again by itself.";
     SchemaChangeRefused = "schema_change_refused", true,
         "The source changed its schema, and the replica refused to make the same change: something depends on what goes, a type is not there, a right is missing.",
         "Take away what stands in the way, or make the change that the message names by hand on the replica: what is there already is not made twice. Only a table's owner may change it. The daemon tries again by itself.";

@@ -138,13 +138,14 @@ pub struct Findings {
     list: Vec<Finding>,
     blueprint: Option<Blueprint>,
     carries: bool,
+    altered: bool,
     published: Option<BTreeMap<u32, TableName>>,
 }
 
 impl Findings {
     /// For one source, queue or replica.
     pub fn new(side: Side, name: impl Into<String>) -> Self {
-        Self { side, name: name.into(), list: Vec::new(), blueprint: None, carries: false, published: None }
+        Self { side, name: name.into(), list: Vec::new(), blueprint: None, carries: false, altered: false, published: None }
     }
 
     /// Which side.
@@ -202,6 +203,17 @@ impl Findings {
     #[must_use]
     pub fn published(&self) -> Option<&BTreeMap<u32, TableName>> {
         self.published.as_ref()
+    }
+
+    /// Keeps that a source's publication was altered.
+    pub fn keep_altered(&mut self) {
+        self.altered = true;
+    }
+
+    /// A source's publication was altered: only a new copy of every table mends what it left out.
+    #[must_use]
+    pub fn altered(&self) -> bool {
+        self.altered
     }
 
     /// Keeps that a source's schema changes are carried.

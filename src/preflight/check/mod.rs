@@ -6,6 +6,7 @@
 
 mod connect;
 mod finding;
+mod live_tables;
 mod queue;
 mod render;
 mod replica;

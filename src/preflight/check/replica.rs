@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use super::connect::connect;
 use super::finding::{Findings, Place, Remedy, Side};
+use super::live_tables::{self, LedgerTables};
 use super::server::{self, ServerFacts};
 use super::{replica_fit, replica_tables, trust};
 use crate::config::{ReplicaConfig, SourceConfig};
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{self, quote_ident as quote};
 use crate::preflight::init::{Blueprint, Extension};
-use crate::preflight::tables::{TablePatterns, exactly};
+use crate::preflight::tables::TablePatterns;
 use crate::replica::postgres::ledger;
 
 /// A replica that is so little behind, beside what passes between two heartbeats, has every schema change that its source's catalog shows.
@@ -22,6 +23,8 @@ const UP_TO_DATE: Duration = Duration::from_secs(10);
 
 /// What the source's checks leave for a replica to answer.
 pub struct SourceSide<'a> {
+    /// Its name.
+    pub name: &'a str,
     /// The source's facts, when it could be reached.
     pub facts: Option<&'a ServerFacts>,
     /// Its table patterns.
@@ -30,6 +33,8 @@ pub struct SourceSide<'a> {
     pub blueprint: Option<&'a Blueprint>,
     /// Its schema changes are carried.
     pub carries: bool,
+    /// Its publication was altered, and leaves or left something out.
+    pub altered: bool,
     /// Tables of its publication by their numbers there, when there is one.
     pub published: Option<&'a BTreeMap<u32, TableName>>,
     /// On a source at rest the time that is told comes so seldom.
@@ -41,7 +46,16 @@ impl<'a> SourceSide<'a> {
     #[must_use]
     pub fn of(source: &'a SourceConfig, facts: Option<&'a ServerFacts>, found: &'a Findings) -> Self {
         let (blueprint, carries, published) = (found.blueprint(), found.carries(), found.published());
-        Self { facts, tables: &source.tables, blueprint, carries, published, heartbeat: source.heartbeat_interval }
+        Self {
+            name: &source.name,
+            facts,
+            tables: &source.tables,
+            blueprint,
+            carries,
+            altered: found.altered(),
+            published,
+            heartbeat: source.heartbeat_interval,
+        }
     }
 }
 
@@ -76,8 +90,12 @@ async fn look(
     let replica_role = replication_role(findings, connection, &facts).await.map_err(sql_error)?;
     let behind = if initialized { behind(connection, &replica.name, source.heartbeat).await.map_err(sql_error)? } else { None };
     let picks = Picks::of(source)?;
-    if let (true, Some(published)) = (initialized, source.published) {
-        captured(findings, connection, &replica.name, published, &picks, behind).await?;
+    let tables = match initialized {
+        true => LedgerTables::read(connection, &replica.name).await.map_err(sql_error)?,
+        false => LedgerTables::default(),
+    };
+    if let Some(published) = source.published {
+        live_tables::check(findings, &tables, source, published, &picks, behind);
     }
     extensions(findings, connection, source).await.map_err(sql_error)?;
     let context = replica_tables::Context { facts: &facts, replica_role, initialized };
@@ -85,67 +103,12 @@ async fn look(
     trust::check(findings, connection, &picks, source.blueprint, &facts, initialized).await.map_err(sql_error)?;
     match source.blueprint {
         Some(blueprint) => {
-            let state = replica_fit::State { initialized, carries: source.carries, behind };
+            let (live, known) = (&tables.live(), &tables.all());
+            let state = replica_fit::State { initialized, live, known, carries: source.carries, behind };
             replica_fit::check(findings, connection, blueprint, &facts, &state).await
         }
         None => Ok(()),
     }
-}
-
-/// A live table that the source publishes no more, because it was dropped and made anew there or taken out by hand, stays as it is for ever.
-async fn captured(
-    findings: &mut Findings,
-    connection: &mut PgConnection,
-    name: &str,
-    published: &BTreeMap<u32, TableName>,
-    picks: &Picks<'_>,
-    behind: Option<Duration>,
-) -> Result<()> {
-    // A ledger that the daemon has not upgraded yet has no such column.
-    let sql = "SELECT table_schema, table_name, to_jsonb(t) ->> 'source_oid' FROM millstream.copied_table t \
-         WHERE replica = $1 AND state = 'live' AND live_after_lsn IS NULL ORDER BY 1, 2";
-    let live: Vec<(String, String, Option<String>)> =
-        sqlx::query_as(sql).bind(name).fetch_all(connection).await.map_err(sql_error)?;
-    let names: BTreeSet<&TableName> = published.values().collect();
-    for (schema, name, oid) in live {
-        let table = TableName::new(schema, name);
-        // The ledger's name of a table follows a renaming at its next change: the number tells.
-        let is_captured = match oid.and_then(|oid| oid.parse().ok()) {
-            Some(oid) => published.contains_key(&oid),
-            None => names.contains(&table),
-        };
-        if !is_captured {
-            not_captured(findings, &table, picks.patterns.matches(&table) || picks.matches(&table), behind);
-        }
-    }
-    Ok(())
-}
-
-fn not_captured(findings: &mut Findings, table: &TableName, wanted: bool, behind: Option<Duration>) {
-    let what = "it is live here, and the source's publication has it no more";
-    let why = "its changes are in no log: what is here grows old";
-    match behind {
-        Some(behind) => {
-            let why =
-                format!("{why}; the replica is {} s behind, and what became of it may still come with the log", behind.as_secs());
-            let step = "mend what holds the replica up (`millstream status`), and check again once it has caught up";
-            findings.warn("captured", what, why, Some(Remedy::at(Place::Person, step)));
-        }
-        None if !wanted => {
-            let what = "it is live here, and the source's tables have it no more";
-            findings.warn("captured", what, why, Some(Remedy::at(Place::Shell, "millstream init")));
-        }
-        None => {
-            let first = format!(
-                "add {:?} to the source's tables, then `millstream init` until it has left, then empty or drop it here",
-                format!("!{}", exactly(table))
-            );
-            let remedy = Remedy::at(Place::Person, first)
-                .then("take that out again, and `millstream init` copies it, where the source still has it");
-            findings.error("captured", what, why, Some(remedy));
-        }
-    }
-    findings.about(table.to_string());
 }
 
 /// How far a replica is behind, by the source's clock against its own, where that is more than a breath.
@@ -168,6 +131,11 @@ impl<'a> Picks<'a> {
             |blueprint: &'a Blueprint| blueprint.tables.iter().chain(&blueprint.parents).map(|table| &table.table).collect();
         let known = source.blueprint.map(all);
         Ok(Self { patterns: TablePatterns::parse(source.tables)?, known })
+    }
+
+    /// The source's tables have it, by a pattern or by a table above it.
+    pub(super) fn has(&self, table: &TableName) -> bool {
+        self.patterns.matches(table) || self.matches(table)
     }
 
     pub(super) fn matches(&self, table: &TableName) -> bool {

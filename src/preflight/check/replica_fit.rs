@@ -7,16 +7,18 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 
 use super::finding::{Findings, Place, Remedy, Side};
+use super::live_tables::copy_misfit_again;
 use super::server::ServerFacts;
 use super::source_tables::own;
 use crate::error::Result;
 use crate::event::TableName;
 use crate::postgres::sql::{self, classify, quote_ident as quote, quote_table};
+use crate::preflight::counted;
 use crate::preflight::init::Blueprint;
 use crate::preflight::init::casts::Casts;
 use crate::preflight::init::ddl::take_off;
 use crate::preflight::init::definition::{self, TableDefinition};
-use crate::preflight::init::fits::{OR_NEW, misfits};
+use crate::preflight::init::fits::{Misfit, misfits};
 use crate::preflight::init::types;
 
 /// What the replica has under a name.
@@ -30,9 +32,13 @@ struct Here {
 }
 
 /// How a replica stands.
-pub(super) struct State {
+pub(super) struct State<'a> {
     /// `init` has been here, so keys have been taken off already and the ledger's tables are known.
     pub(super) initialized: bool,
+    /// Tables whose copy is complete.
+    pub(super) live: &'a BTreeSet<TableName>,
+    /// Tables that the ledger has; `init` makes only others.
+    pub(super) known: &'a BTreeSet<TableName>,
     /// The source's schema changes are carried.
     pub(super) carries: bool,
     /// It is so far behind that the source's catalog may be ahead of what has been carried.
@@ -45,12 +51,12 @@ pub(super) async fn check(
     connection: &mut PgConnection,
     blueprint: &Blueprint,
     facts: &ServerFacts,
-    state: &State,
+    state: &State<'_>,
 ) -> Result<()> {
     let initialized = state.initialized;
     let here = relations(connection).await?;
     let building = if initialized { put_off(connection, false).await? } else { BTreeSet::new() };
-    schemas(findings, connection, blueprint, &here, facts, initialized, &building).await?;
+    schemas(findings, connection, blueprint, &here, facts, state, &building).await?;
     references(findings, blueprint, &here, facts, initialized, &building);
     let late = state.behind.filter(|_| state.carries);
     let oids: Vec<u32> = blueprint.tables.iter().filter_map(|t| here.get(&t.table)).map(|h| h.oid).collect();
@@ -77,7 +83,7 @@ pub(super) async fn check(
         }
         if !loading.contains(&source.table) {
             let misfits = misfits(source, theirs, &casts);
-            misfit(findings, &source.table, &misfits, &missing_types, late);
+            misfit(findings, &source.table, &misfits, &missing_types, state.live.contains(&source.table), late);
         }
         generated(findings, source, theirs);
         refusals(findings, source, theirs);
@@ -217,10 +223,11 @@ async fn schemas(
     blueprint: &Blueprint,
     here: &BTreeMap<TableName, Here>,
     facts: &ServerFacts,
-    initialized: bool,
+    state: &State<'_>,
     building: &BTreeSet<TableName>,
 ) -> Result<()> {
-    let missing = || blueprint.all().filter(|t| !here.contains_key(&t.table));
+    let initialized = state.initialized;
+    let missing = || blueprint.all().filter(|t| !here.contains_key(&t.table) && !state.known.contains(&t.table));
     let used: BTreeSet<&str> = blueprint.all().map(|t| t.table.schema.as_str()).collect();
     let mut made_in: BTreeSet<&str> = missing()
         .flat_map(|t| std::iter::once(&t.table).chain(t.sequences.iter().map(|s| &s.name)))
@@ -274,7 +281,10 @@ async fn schemas(
         findings.about(*schema);
     }
     if findings.problems() == before {
-        findings.ok("schema_right", format!("{} tables to be made by init, in schemas where the role may", missing().count()));
+        findings.ok("schema_right", match missing().count() {
+            0 => "the role may use every schema with tables".to_owned(),
+            count => format!("{} to be made by init, in schemas where the role may", counted(count, "table")),
+        });
     }
     Ok(())
 }
@@ -326,26 +336,36 @@ fn owner(findings: &mut Findings, table: &TableDefinition, owner: &(String, bool
     true
 }
 
-/// What `init` refuses, in its own words.
+/// What `init` refuses, in its own words. `live`: the table's rows are replicated.
 fn misfit(
     findings: &mut Findings,
     table: &TableName,
-    misfits: &[String],
+    misfits: &[Misfit],
     missing_types: &BTreeMap<&str, &str>,
+    live: bool,
     late: Option<Duration>,
 ) {
-    for text in misfits {
-        let (what, statement) = text.split_once(": ALTER TABLE ").unwrap_or((text, ""));
-        // Which of two is right only a person knows.
-        let place = if statement.contains(OR_NEW) { Place::Person } else { Place::ReplicaSql };
-        let statement = (!statement.is_empty()).then(|| format!("ALTER TABLE {}", statement.trim_end_matches(';')));
-        let needs = missing_types.iter().find(|(name, _)| statement.as_ref().is_some_and(|s| mentions(s, name)));
-        let remedy = statement.map(|statement| match needs {
-            Some((_, make)) => Remedy::at(place, (*make).to_owned()).then(statement),
-            None => Remedy::at(place, statement),
-        });
-        let reason = "init refuses the table, and a row that does not fit halts the replica";
-        differs(findings, "table_fit", what, reason, remedy, late);
+    for misfit in misfits {
+        let what = misfit.what.as_str();
+        let needs = |step: &String| missing_types.iter().find(|(name, _)| mentions(step, name)).map(|(_, make)| *make);
+        let types = misfit.steps.iter().filter_map(needs).map(str::to_owned);
+        let mut steps = types.chain(misfit.steps.iter().cloned());
+        let mut reason = "init refuses the table, and a row that does not fit halts the replica";
+        let remedy = match &misfit.if_renamed {
+            _ if live && misfit.row_by_row => {
+                reason = "a row that does not fit halts the replica, and what a sequence gave each row at the source only a copy brings";
+                copy_misfit_again(table)
+            }
+            Some(rename) => {
+                let new = steps.collect::<Vec<_>>().join("; ");
+                Remedy::at(Place::Person, format!("{rename} if it was renamed; only if it is a new column: {new}"))
+            }
+            None => {
+                let first = Remedy::sql(Side::Replica, steps.next().unwrap_or_default());
+                steps.fold(first, Remedy::then)
+            }
+        };
+        differs(findings, "table_fit", what, reason, Some(remedy), late);
         findings.about(table.to_string());
     }
 }

@@ -151,16 +151,20 @@ async fn publication(findings: &mut Findings, source: &SourceConfig, connection:
         findings.ok("publication", format!("{name} leaves nothing out"));
         return Ok(());
     }
-    let mut remedy =
-        Remedy::at(Place::Shell, format!("millstream teardown --source {0}  # with the daemon stopped", source.name));
-    remedy.steps.push(format!("millstream init --source {}", source.name));
+    findings.keep_altered();
     findings.error(
         "publication",
         format!("publication {name} was altered: {}", altered.join("; ")),
         "what it left out is in no log, and replicas miss it also when it is put back: every table is to be copied again",
-        Some(remedy),
+        Some(copy_again(&source.name)),
     );
     Ok(())
+}
+
+/// Every table of a source.
+pub(super) fn copy_again(source: &str) -> Remedy {
+    Remedy::at(Place::Shell, format!("millstream teardown --source {source}  # with the daemon stopped"))
+        .then(format!("millstream init --source {source}"))
 }
 
 async fn room(findings: &mut Findings, source: &SourceConfig, connection: &mut PgConnection) -> sqlx::Result<()> {

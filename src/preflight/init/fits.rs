@@ -1,50 +1,66 @@
 //! Does a table that the replica has already fit the source's?
 
+use std::fmt;
+
 use super::casts::Casts;
+use super::ddl;
 use super::definition::{ColumnDefinition, TableDefinition};
 use crate::postgres::sql::{quote_ident, quote_table};
 
-/// Between the statement for a column that was renamed and that for a new one: which is right only a person knows.
-pub const OR_NEW: &str = " if it was renamed; only if it is a new column: ";
+/// What of a replica's table stands in the way of the source's rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// What is so.
+    pub what: String,
+    /// Statements that mend it, in order.
+    pub steps: Vec<String>,
+    /// The column may be one that the replica has under another name: then this instead of the steps. Which is right only a person knows.
+    pub if_renamed: Option<String>,
+    /// Each row at the source got a value of its own from a sequence: where there are rows, statements do not bring the same ones.
+    pub row_by_row: bool,
+}
 
-/// What stands in the way, each with the statement that mends it. Empty when rows of the source fit.
+impl Misfit {
+    fn new(what: String, step: String) -> Self {
+        Self { what, steps: vec![step], if_renamed: None, row_by_row: false }
+    }
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.what)?;
+        if let Some(rename) = &self.if_renamed {
+            write!(f, "{rename} if it was renamed; only if it is a new column: ")?;
+        }
+        write!(f, "{};", self.steps.join("; "))
+    }
+}
+
+/// What stands in the way, each with the statements that mend it. Empty when rows of the source fit.
 ///
 /// Types must print alike (both sides print them in full); the replica may have more columns when they need no value. What finds rows at
 /// the source must find them here as well.
 #[must_use]
-pub fn misfits(source: &TableDefinition, replica: &TableDefinition, casts: &Casts) -> Vec<String> {
+pub fn misfits(source: &TableDefinition, replica: &TableDefinition, casts: &Casts) -> Vec<Misfit> {
     let name = quote_table(&replica.table);
     let mut found = Vec::new();
     for column in source.travelling() {
         let quoted = quote_ident(&column.name);
+        let alter = format!("ALTER TABLE {name} ALTER COLUMN {quoted}");
         match replica.columns.iter().find(|c| c.name == column.name) {
-            None => {
-                // With its default: rows that are here already must get what the source's rows got.
-                let default = match (&column.expression, column.generated) {
-                    (Some(expression), None) => format!(" DEFAULT {expression}"),
-                    _ => String::new(),
-                };
-                let add = format!("ALTER TABLE {name} ADD COLUMN {quoted} {}{default}", column.type_text);
-                found.push(match renamed(column, source, replica).map(quote_ident) {
-                    None => format!("column {quoted} is missing: {add};"),
-                    Some(theirs) => format!(
-                        "column {quoted} is missing, and {theirs} is only here: ALTER TABLE {name} RENAME COLUMN {theirs} TO {quoted}{OR_NEW}{add};"
-                    ),
-                });
-            }
+            None => found.push(missing(column, source, replica)),
             Some(theirs) if theirs.generated.is_some() => {
-                found.push(format!("column {quoted} is generated here and not at the source: ALTER TABLE {name} ALTER COLUMN {quoted} DROP EXPRESSION;"));
+                found.push(Misfit::new(
+                    format!("column {quoted} is generated here and not at the source"),
+                    format!("{alter} DROP EXPRESSION"),
+                ));
             }
-            Some(theirs) if theirs.type_text != column.type_text => found.push(format!(
-                "column {quoted} is {} and should be {}: ALTER TABLE {name} {};",
-                theirs.type_text,
-                column.type_text,
-                retype(&quoted, column, theirs, casts)
+            Some(theirs) if theirs.type_text != column.type_text => found.push(Misfit::new(
+                format!("column {quoted} is {} and should be {}", theirs.type_text, column.type_text),
+                format!("ALTER TABLE {name} {}", retype(&quoted, column, theirs, casts)),
             )),
             Some(theirs) if theirs.not_null && !column.not_null => {
-                found.push(format!(
-                    "column {quoted} is NOT NULL here only: ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL;"
-                ));
+                found.push(Misfit::new(format!("column {quoted} is NOT NULL here only"), format!("{alter} DROP NOT NULL")));
             }
             Some(_) => {}
         }
@@ -53,12 +69,16 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition, casts: &Cast
         let known = source.travelling().any(|c| c.name == theirs.name);
         if !known && theirs.not_null && theirs.expression.is_none() && theirs.identity.is_none() {
             let quoted = quote_ident(&theirs.name);
-            found.push(format!("column {quoted} is not in the source's table and needs a value: ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL;"));
+            found.push(Misfit::new(
+                format!("column {quoted} is not in the source's table and needs a value"),
+                format!("ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL"),
+            ));
         }
     }
     for key in source.constraints.iter().filter(|k| k.finds_rows && k.kind == 'p') {
         if !replica.constraints.iter().any(|k| k.kind == 'p' && k.text == key.text) {
-            found.push(format!("its primary key is not the source's: ALTER TABLE {name} ADD {};", key.text));
+            let step = format!("ALTER TABLE {name} ADD {}", key.text);
+            found.push(Misfit::new("its primary key is not the source's".to_owned(), step));
         }
     }
     let identity = source.constraints.iter().filter(|k| k.finds_rows && k.kind == 'u').map(|k| k.text.as_str());
@@ -66,11 +86,34 @@ pub fn misfits(source: &TableDefinition, replica: &TableDefinition, casts: &Cast
         let keys = replica.constraints.iter().filter(|k| matches!(k.kind, 'p' | 'u')).map(|k| k.text.as_str());
         let mut unique = keys.chain(replica.indexes.iter().filter(|i| i.unique).map(|i| i.text.as_str()));
         if !unique.any(|text| indexed(text) == wanted) {
-            found
-                .push(format!("the index that finds its rows at the source is missing: CREATE UNIQUE INDEX ON {name} {wanted};"));
+            let what = "the index that finds its rows at the source is missing".to_owned();
+            found.push(Misfit::new(what, format!("CREATE UNIQUE INDEX ON {name} {wanted}")));
         }
     }
     found
+}
+
+/// A column that only the source has, with its default (rows that are here already must get what the source's rows got) and the sequences behind that.
+fn missing(column: &ColumnDefinition, source: &TableDefinition, replica: &TableDefinition) -> Misfit {
+    let (name, quoted) = (quote_table(&replica.table), quote_ident(&column.name));
+    let default = match (&column.expression, column.generated) {
+        (Some(expression), None) => format!(" DEFAULT {expression}"),
+        _ => String::new(),
+    };
+    let of_column = TableDefinition {
+        sequences: source.sequences.iter().filter(|sequence| sequence.column == column.name).cloned().collect(),
+        ..source.clone()
+    };
+    let mut steps = ddl::create_sequences(&of_column);
+    steps.push(format!("ALTER TABLE {name} ADD COLUMN {quoted} {}{default}", column.type_text));
+    steps.extend(ddl::own_sequences(&of_column));
+    let theirs = renamed(column, source, replica);
+    let what = theirs.map_or_else(
+        || format!("column {quoted} is missing"),
+        |theirs| format!("column {quoted} is missing, and {} is only here", quote_ident(theirs)),
+    );
+    let if_renamed = theirs.map(|theirs| format!("ALTER TABLE {name} RENAME COLUMN {} TO {quoted}", quote_ident(theirs)));
+    Misfit { what, steps, if_renamed, row_by_row: !of_column.sequences.is_empty() }
 }
 
 /// Gives a column its type. An explicit cast would cut values that are too long for it in silence, so there is one only where PostgreSQL has no other, and to

@@ -324,16 +324,22 @@ pub(crate) fn replaced_while_copied(table: &TableName) -> Error {
     Error::new(ErrorKind::Busy, message)
 }
 
-/// What gives a table its new name, where it does not have it yet.
-fn not_renamed(from: &TableName, to: &TableName, taken: bool) -> Error {
-    let mut statements = String::new();
+/// Statements that give a table another name.
+pub(crate) fn renaming(from: &TableName, to: &TableName) -> Vec<String> {
+    let mut statements = Vec::new();
     if from.schema != to.schema {
-        statements += &format!("ALTER TABLE {} SET SCHEMA {}; ", quote_table(from), quote_ident(&to.schema));
+        statements.push(format!("ALTER TABLE {} SET SCHEMA {}", quote_table(from), quote_ident(&to.schema)));
     }
     if from.name != to.name {
         let moved = quote_table(&TableName::new(&to.schema, &from.name));
-        statements += &format!("ALTER TABLE {moved} RENAME TO {}; ", quote_ident(&to.name));
+        statements.push(format!("ALTER TABLE {moved} RENAME TO {}", quote_ident(&to.name)));
     }
+    statements
+}
+
+/// What gives a table its new name, where it does not have it yet.
+fn not_renamed(from: &TableName, to: &TableName, taken: bool) -> Error {
+    let statements = renaming(from, to).into_iter().map(|statement| format!("{statement};")).collect::<Vec<_>>().join(" ");
     let first = if taken {
         format!(
             "first give the replica's {} the name that it has on the source now, or drop it if the source did, then ",
@@ -342,7 +348,6 @@ fn not_renamed(from: &TableName, to: &TableName, taken: bool) -> Error {
     } else {
         String::new()
     };
-    let message =
-        format!("table {from} is {to} on the source now; run there what was run on the source: {first}{}", statements.trim_end());
+    let message = format!("table {from} is {to} on the source now; run there what was run on the source: {first}{statements}");
     Error::halt(HaltCode::SchemaMismatch, message)
 }

@@ -137,7 +137,7 @@ fn fit_column(schema: &TableSchema, place: &TableName, column: &Column, catalog:
         let (on, of) = (&column.name, &schema.table);
         let add = format!(
             "its DEFAULT included, which fills the rows that are there already: ALTER TABLE {table} ADD COLUMN {name} {wanted} … (where that \
-             default is not a constant, copy the table again)"
+             default is not a constant, as of serial and identity columns, copy the table again: `millstream check` says how)"
         );
         // A relation message tells no rename from a drop and an add.
         let only_here = catalog.columns.iter().filter(|there| schema.columns.iter().all(|ours| ours.name != there.name));

@@ -1,5 +1,6 @@
 //! `check`: every finding is provoked on a real server, its remedy is carried out as printed, and the finding vanishes.
 
+mod live_tables;
 mod queue;
 mod registry;
 mod replica;

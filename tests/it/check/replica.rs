@@ -9,11 +9,25 @@ use millstream::preflight::init::{Blueprint, Extension};
 use super::{carry_out, gone, plain_role, problem, replica_config, server, source_config};
 use crate::support::postgres::{self, PgDatabase};
 
+/// Of a source of which only the patterns are known.
+fn side(tables: &[String]) -> SourceSide<'_> {
+    SourceSide {
+        name: "shop",
+        facts: None,
+        tables,
+        blueprint: None,
+        carries: false,
+        altered: false,
+        published: None,
+        heartbeat: Duration::ZERO,
+    }
+}
+
 async fn findings(replica: &ReplicaConfig) -> Vec<Finding> {
     let tables = ["public.*".to_owned()];
     check_replica(
         replica,
-        &SourceSide { facts: None, tables: &tables, blueprint: None, carries: false, published: None, heartbeat: Duration::ZERO },
+        &side(&tables),
     )
     .await
     .into_list()
@@ -112,14 +126,7 @@ async fn a_missing_extension() {
     let look = async |replica: &ReplicaConfig, name: &str| {
         let extension = Extension { name: name.into(), schema: "public".into(), needed_by: "index public.words_idx".into() };
         let blueprint = Blueprint { extensions: vec![extension], ..Blueprint::default() };
-        let side = SourceSide {
-            facts: None,
-            tables: &tables,
-            blueprint: Some(&blueprint),
-            carries: false,
-            published: None,
-            heartbeat: Duration::ZERO,
-        };
+        let side = SourceSide { blueprint: Some(&blueprint), ..side(&tables) };
         check_replica(replica, &side).await.into_list()
     };
     gone(&look(&replica, "pg_trgm").await, "extension");
@@ -139,14 +146,7 @@ async fn the_same_database_twice_and_an_encoding_that_lacks_characters() {
     let facts = facts.expect("the source's facts");
     assert_eq!(facts.encoding, "UTF8");
     let tables = ["public.*".to_owned()];
-    let side = SourceSide {
-        facts: Some(&facts),
-        tables: &tables,
-        blueprint: None,
-        carries: false,
-        published: None,
-        heartbeat: Duration::ZERO,
-    };
+    let side = SourceSide { facts: Some(&facts), ..side(&tables) };
     let look = async |connect| check_replica(&replica_config(connect), &side).await.into_list();
     assert_eq!(problem(&look(db.connect()).await, "same_database").severity, Severity::Error);
 

@@ -2,7 +2,7 @@
 
 use millstream::config::{ReplicaConfig, SourceConfig};
 use millstream::preflight::check::{Finding, Severity, SourceSide, check_replica, check_source};
-use millstream::preflight::init::{InitOptions, Outcome};
+use millstream::preflight::init::{InitOptions, Line, Outcome};
 
 use super::{carry_out, gone, plain_role, problem};
 use crate::copy::Pair;
@@ -266,4 +266,28 @@ async fn a_missing_column_comes_with_its_default_and_an_owner_keeps_its_table() 
     carry_out(&owned.remedy.expect("a remedy"), &pair.replica).await;
     gone(&look().await, "table_owner");
     assert_eq!(pair.replica.value("SELECT tableowner FROM pg_tables WHERE tablename = 't'").await, owner);
+}
+
+/// The printed default named a sequence that the replica did not have.
+#[tokio::test]
+async fn a_missing_serial_column_comes_with_its_sequence() {
+    let pair = Pair::new().await;
+    pair.source
+        .execute("CREATE SEQUENCE numbers START 7; CREATE TABLE t (id int PRIMARY KEY, n serial, m bigint DEFAULT nextval('numbers'))")
+        .await;
+    pair.replica.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let (outcome, lines) = pair.init_with(InitOptions::default()).await;
+    assert_eq!(outcome.unwrap(), Outcome::Refused);
+    let said = |line: &Line| match line {
+        Line::Refused(text) => text.split_once("\"n\" is missing: ").map(|(_, statements)| statements.to_owned()),
+        _ => None,
+    };
+    pair.replica.execute(&lines.iter().find_map(said).expect("statements for n")).await;
+    let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
+    mend_all(&look().await, "table_fit", 1, &pair.replica).await;
+    gone(&look().await, "table_fit");
+    pair.init().await;
+    pair.replica.execute("INSERT INTO t (id) VALUES (1)").await;
+    assert_eq!(pair.replica.value("SELECT concat_ws(' ', n, m) FROM t").await, "1 7");
+    assert_eq!(pair.replica.value("SELECT pg_get_serial_sequence('t', 'n')").await, "public.t_n_seq");
 }

@@ -529,6 +529,15 @@ async fn a_publication_that_somebody_alters_halts_until_a_new_copy() {
         lane.source.execute(&format!("DELETE FROM t WHERE id = 1; INSERT INTO t VALUES ({}, 'left out', 0)", 30 + n)).await;
         // Nor does `init` make it look sound.
         assert_eq!(lane.site.run(&["init"]).await.code, Some(78), "{alter}");
+        if *alter == taken_out {
+            // So `check` sends there no more.
+            let report: serde_json::Value =
+                serde_json::from_str(&lane.site.run(&["check", "--json"]).await.stdout).expect("JSON");
+            let mut findings = report["findings"].as_array().expect("findings").iter();
+            let found = findings.find(|f| f["check"] == "captured").expect("the finding");
+            let steps = found["remedy"]["steps"].to_string();
+            assert!(found["severity"] == "error" && steps.contains("teardown --source shop"), "{found:#}");
+        }
         lane.source.execute(mend).await;
         assert_eq!(daemon.terminate().await.code(), Some(0));
         stays_altered_until_a_new_copy(&lane).await;
