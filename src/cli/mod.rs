@@ -104,7 +104,7 @@ impl Cli {
         match self.command {
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Run(arguments) => block_on(run::run(Config::load(&self.config)?, arguments)),
-            Command::Check(arguments) => block_on(check::run(load(&self.config)?, arguments)),
+            Command::Check(arguments) => block_on(check::run(warned(Config::load_to_check(&self.config)?), arguments)),
             Command::Init(arguments) => block_on(init::run(load(&self.config)?, arguments)),
             Command::Teardown(arguments) => block_on(teardown::run(load(&self.config)?, arguments)),
             Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
@@ -126,9 +126,12 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// The configuration, with what is wrong though it was accepted said on standard error.
 fn load(path: &Path) -> Result<Config> {
-    let config = Config::load(path)?;
+    Config::load(path).map(warned)
+}
+
+fn warned(config: Config) -> Config {
     for warning in &config.warnings {
         output::complain(&format!("millstream: warning: {warning}"));
     }
-    Ok(config)
+    config
 }

@@ -81,8 +81,20 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Config`], with file, place, key and the way on.
     pub fn load(path: &Path) -> Result<Self> {
+        Self::read(path, false)
+    }
+
+    /// As [`Config::load`], for a check of everything: a database whose password file cannot be read says so itself ([`PgConnect::unread`]) and stops no other.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_to_check(path: &Path) -> Result<Self> {
+        Self::read(path, true)
+    }
+
+    fn read(path: &Path, to_check: bool) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-        Self::parse(path, &text, &Environment::of_process()?)
+        Self::build(path, &text, &Environment::of_process()?, to_check)
     }
 
     /// As [`Config::load`], from a text and an environment at hand.
@@ -90,9 +102,13 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(path: &Path, text: &str, environment: &Environment) -> Result<Self> {
+        Self::build(path, text, environment, false)
+    }
+
+    fn build(path: &Path, text: &str, environment: &Environment, to_check: bool) -> Result<Self> {
         let document = Document::new(path, text);
         let (file_alone, raw) = layers::read(&document, environment)?;
-        let mut build = Build { document: &document, environment, warnings: Vec::new() };
+        let mut build = Build { document: &document, environment, warnings: Vec::new(), to_check };
         build.cleartext_warnings(&file_alone);
         build.config(raw, ConfigFile::new(path, text))
     }
@@ -132,6 +148,8 @@ struct Build<'a> {
     document: &'a Document<'a>,
     environment: &'a Environment,
     warnings: Vec<String>,
+    /// What is wrong with one database's password file is let pass.
+    to_check: bool,
 }
 
 impl Build<'_> {

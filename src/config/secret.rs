@@ -49,6 +49,12 @@ impl Build<'_> {
         Ok(places.value.or(places.in_url))
     }
 
+    /// What is wrong with a database's password file.
+    pub fn unread(&self, table: &[&str; 2], path: Option<&Path>) -> Option<String> {
+        let error = read(path?).err()?;
+        Some(self.error(&[table[0], table[1], "password_file"], error.to_string()).message().to_owned())
+    }
+
     fn secret_file(&mut self, key: &[&str], path: &Path) -> Result<SecretString> {
         let secret = read(path).map_err(|error| self.error(key, error.to_string()))?;
         let (mode, root) =

@@ -213,6 +213,8 @@ impl Build<'_> {
         let credential = format!("{}.{}.password", table[0], table[1]);
         let by_variable = self.environment.has(&variable_name(&[table[0], table[1], "password"]));
         connect.password_file = password_file.clone().filter(|_| !by_variable);
+        connect.unread = if self.to_check { self.unread(table, connect.password_file.as_deref()) } else { None };
+        let password_file = password_file.filter(|_| connect.unread.is_none());
         connect.password = self.secret(Places {
             table,
             key: "password",

@@ -25,6 +25,8 @@ pub struct PgConnect {
     pub password: Option<SecretString>,
     /// The file that it was read from, read again for every connection: passwords are changed while the daemon runs.
     pub password_file: Option<PathBuf>,
+    /// Why that file could not be read, where it was let pass ([`super::Config::load_to_check`]).
+    pub unread: Option<String>,
     /// TLS, as libpq's `sslmode`. `verify-full` by default off loopback, `prefer` on it, ignored on a Unix socket.
     pub tls: TlsMode,
     /// `sslrootcert`: certificates to trust instead of the system's.
@@ -234,6 +236,7 @@ impl Parts {
             database,
             password: self.password,
             password_file: None,
+            unread: None,
             root_certificate: self.root,
             client_certificate,
             connect_timeout: self.timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),

@@ -19,6 +19,17 @@ const WITHOUT_IT: &str = "nothing works without it";
 /// # Errors
 /// None: what fails is a finding. `None` means that nothing else can be looked at.
 pub async fn connect(findings: &mut Findings, target: &PgConnect) -> Option<PgConnection> {
+    if let Some(unread) = &target.unread {
+        let way = format!(
+            "put the password of role {} into that file, readable for the daemon's user (mode 0640, owner root, group millstream), or name another \
+             in {}.password_file",
+            target.user,
+            table(findings)
+        );
+        let why = format!("{WITHOUT_IT}: but for `millstream check`, no command and no daemon starts with this configuration");
+        findings.error("connect", unread.clone(), why, Some(Remedy::at(Place::Person, way)));
+        return None;
+    }
     match sql::connect(target, sql_side(findings), "millstream check").await {
         Ok(connection) => {
             findings.ok("connect", format!("{} as {}", place(target), target.user));

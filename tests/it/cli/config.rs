@@ -26,11 +26,6 @@ const WRONG: &[(&str, &str, &[&str])] = &[
     ("tables =", "heartbeat_interval = 5\ntables =", &[".toml:3:22:", "a length of time with its unit"]),
     ("tables =", "on_retain_limit = \"explode\"\ntables =", &[".toml:3:19:", "unknown variant `explode`", "`drop_slot`"]),
     (
-        "tables =",
-        "password_file = \"/nowhere/pw\"\ntables =",
-        &[".toml:3:1:", "source.shop.password_file", "cannot read /nowhere/pw"],
-    ),
-    (
         "127.0.0.1:1/shop\"",
         "127.0.0.1:1/shop?sslmod=x\"",
         &[".toml:2:1:", "source.shop.url", "unknown parameter 'sslmod'", "sslmode"],
@@ -72,6 +67,31 @@ async fn every_complaint_names_its_place_and_the_way_on() {
             assert!(!outcome.stderr.contains("panicked") && !outcome.stderr.contains("Error {"), "{}", outcome.stderr);
         }
     }
+}
+
+/// It stopped all of `check`, also what needs no password.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_file_that_is_missing_stops_what_needs_it_and_no_other_finding() {
+    let site = Site::new(&NOWHERE.replacen("tables =", "password_file = \"/nowhere/pw\"\ntables =", 1));
+    let says = [".toml:3:1:", "source.shop.password_file", "cannot read /nowhere/pw"];
+    for command in [&["run"][..], &["status"], &["teardown", "--yes"]] {
+        let outcome = site.run(command).await;
+        assert_eq!(outcome.code, Some(78), "{command:?}: {}", outcome.stderr);
+        for part in says {
+            assert!(outcome.stderr.contains(part), "{command:?}: '{part}' is not in:\n{}", outcome.stderr);
+        }
+    }
+    let checked = site.run(&["check", "--json"]).await;
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+    let report: serde_json::Value = serde_json::from_str(&checked.stdout).expect("JSON");
+    let connects: Vec<_> = report["findings"].as_array().unwrap().iter().filter(|f| f["check"] == "connect").collect();
+    assert_eq!(connects.len(), 2, "source and replica: {report:#}");
+    assert_eq!((&connects[0]["name"], &connects[0]["severity"]), (&"shop".into(), &"error".into()));
+    for part in says {
+        assert!(connects[0]["what"].as_str().unwrap().contains(part), "{connects:#?}");
+    }
+    assert_eq!((&connects[1]["name"], &connects[1]["severity"]), (&"reports".into(), &"unknown".into()));
+    assert!(checked.stdout.contains("disk_room"), "the queue too: {}", checked.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -435,6 +435,7 @@ impl PgDatabase<'_> {
             database: self.name.clone(),
             password: None,
             password_file: None,
+            unread: None,
             tls: TlsMode::Disable,
             root_certificate: None,
             client_certificate: None,
