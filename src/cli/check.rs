@@ -26,7 +26,7 @@ pub struct Arguments {
 }
 
 pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
-    let report = check::run(&config).await;
+    let report = check::run(&config).await.naming(&config.file);
     if arguments.json {
         let json = serde_json::to_string_pretty(&report)
             .map_err(|error| Error::new(ErrorKind::Unexpected, "the report cannot be written as JSON").with_source(error))?;

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Exit;
 use super::output::print_line;
-use crate::config::{Config, QueueKind};
+use crate::config::{Config, ConfigFile, QueueKind};
 use crate::daemon::open_queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Position;
@@ -55,7 +55,7 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     let mut printed = Ok(());
     let mut report = |line: Line| {
         if printed.is_ok() {
-            printed = tell(line);
+            printed = tell(line, &config.file);
         }
     };
     // A reader of the output who has left does not stop half-done work.
@@ -72,15 +72,16 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
 }
 
 /// One line of a report on standard output, as `init` and `teardown` give it.
-pub(super) fn tell(line: Line) -> Result<()> {
-    print_line(&match line {
-        Line::Sql { place, statement } => format!("-- {place}\n{statement};"),
+pub(super) fn tell(line: Line, file: &ConfigFile) -> Result<()> {
+    let text = match line {
+        Line::Sql { place, statement } => return print_line(&format!("-- {place}\n{statement};")),
         Line::Done(text) => text,
         Line::Waiting(text) => format!("Waiting: {text}"),
         // As SQL has it: a dry run's output can be fed to psql.
         Line::Note(text) => format!("-- Note: {text}"),
         Line::Refused(text) => format!("Refused: {text}"),
-    })
+    };
+    print_line(&file.name_in_commands(&text))
 }
 
 /// Files made by root in a folder of the daemon's user would keep the daemon out.

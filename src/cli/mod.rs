@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, DEFAULT_PATH};
+use crate::config::{Config, ConfigFile, DEFAULT_PATH};
 use crate::error::{Error, ErrorKind, Result};
 
 mod check;
@@ -77,11 +77,12 @@ pub fn main() -> ExitCode {
     };
     // One TLS provider for everything in the process, before anything could pick another. Fails only when one is there already.
     drop(rustls::crypto::ring::default_provider().install_default());
+    let file = ConfigFile::named(&cli.config);
     match cli.run() {
         Ok(exit) => exit.into(),
         Err(error) if error.kind() == ErrorKind::Cancelled => Exit::Good.into(),
         Err(error) => {
-            output::complain(&exit::message(&error));
+            output::complain(&file.name_in_commands(&exit::message(&error)));
             Exit::of(&error).into()
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::explain::wrap;
-use crate::config::ByteSize;
+use crate::config::{ByteSize, ConfigFile};
 use crate::control::model::{Copy, Halt, Rate, Replica, Source, Status};
 
 const WIDTH: usize = 80;
@@ -11,10 +11,10 @@ const LABEL: usize = 15;
 /// A budget that lasts longer is not worth a word.
 const FAR_SECONDS: u64 = 30 * 86400;
 
-/// The document as text.
+/// The document as text. Commands in it name the configuration's file.
 #[must_use]
-pub fn status(status: &Status) -> String {
-    let mut page = Page::default();
+pub fn status(status: &Status, file: &ConfigFile) -> String {
+    let mut page = Page { file: file.clone(), ..Page::default() };
     let daemon = &status.daemon;
     let roles = daemon.roles.join(" and ");
     let who = format!("millstream {}, pid {} on {} ({roles})", daemon.version, daemon.pid, daemon.host);
@@ -31,35 +31,39 @@ pub fn status(status: &Status) -> String {
     for (name, replica) in &status.replicas {
         of_replica(&mut page, name, replica);
     }
-    page.0
+    page.text
 }
 
 #[derive(Default)]
-struct Page(String);
+struct Page {
+    text: String,
+    file: ConfigFile,
+}
 
 impl Page {
     fn heading(&mut self, left: &str, right: &str) {
-        if !self.0.is_empty() {
-            self.0.push('\n');
+        if !self.text.is_empty() {
+            self.text.push('\n');
         }
         let gap = WIDTH.saturating_sub(left.chars().count() + right.chars().count()).max(1);
         self.line(&format!("{left}{}{right}", " ".repeat(gap)));
     }
 
     fn line(&mut self, text: &str) {
-        self.0.push_str(text.trim_end());
-        self.0.push('\n');
+        self.text.push_str(text.trim_end());
+        self.text.push('\n');
     }
 
     /// A command on a line of its own, unbroken, to be copied.
     fn command(&mut self, text: &str) {
+        let text = self.file.name_in_commands(text);
         self.line(&format!("{:LABEL$}{text}", ""));
     }
 
     /// A label and a text, broken at the page's width.
     fn text(&mut self, label: &str, text: &str) {
         let indent = " ".repeat(if label.is_empty() { 2 } else { LABEL });
-        let wrapped = wrap(text, WIDTH, &indent);
+        let wrapped = wrap(&self.file.name_in_commands(text), WIDTH, &indent);
         let first = if label.is_empty() { String::new() } else { format!("  {label:width$}", width = LABEL - 2) };
         match label {
             "" => self.line(&wrapped),
@@ -118,7 +122,7 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         page.text("not captured", &format!("{}{more} (run `millstream init`)", shown.join(", ")));
         if let Some((table, remedy)) = source.tables_to_mend.first_key_value() {
-            page.text("", &format!("first, {table}: {remedy}"));
+            page.text("", &format!("first, on the source, {}, {table}: {remedy}", source.at));
         }
     }
     if let Some(first) = source.sequences_not_carried.first() {
@@ -133,7 +137,7 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
     if let Some(why) = &source.heartbeat_error {
         page.text("heartbeat", why);
     }
-    trouble(page, source.halt.as_ref(), source.error.as_deref(), source.remedy.as_deref());
+    trouble(page, &source.at, source.halt.as_ref(), source.error.as_deref(), source.remedy.as_deref());
 }
 
 fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
@@ -166,12 +170,16 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     if let Some(why) = &replica.not_validated {
         page.text("not valid", why);
     }
-    trouble(page, replica.halt.as_ref(), replica.error.as_deref(), replica.remedy.as_deref());
+    trouble(page, &replica.at, replica.halt.as_ref(), replica.error.as_deref(), replica.remedy.as_deref());
 }
 
-fn trouble(page: &mut Page, halt: Option<&Halt>, error: Option<&str>, remedy: Option<&str>) {
+/// `at`: where statements are meant for, unless they say otherwise.
+fn trouble(page: &mut Page, at: &str, halt: Option<&Halt>, error: Option<&str>, remedy: Option<&str>) {
     if let Some(halt) = halt {
         page.text("HALTED", &halt.code);
+    }
+    if !at.is_empty() && (halt.is_some() || error.is_some()) {
+        page.text("where", at);
     }
     if let Some(error) = error {
         page.text(if halt.is_some() { "why" } else { "last error" }, error);
@@ -263,7 +271,7 @@ mod tests {
         let shown = |halt: Option<Halt>| {
             let mut page = Page::default();
             of_replica(&mut page, "reports", &Replica { copy: copy.clone(), halt, ..Replica::default() });
-            page.0.lines().find(|line| line.contains("first copy")).expect("a line").trim().to_owned()
+            page.text.lines().find(|line| line.contains("first copy")).expect("a line").trim().to_owned()
         };
         let halt = |mendable| Some(Halt { code: "any".to_owned(), mendable, ..Halt::default() });
         assert!(shown(None).starts_with("first copy   loading: 900 rows"), "{}", shown(None));

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::output::{print, print_line};
 use super::{Exit, render};
-use crate::config::{Config, HttpConfig};
+use crate::config::{Config, ConfigFile, HttpConfig};
 use crate::control::Status;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -50,7 +50,7 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
         return Err(Error::new(ErrorKind::Config, message));
     };
     if arguments.watch {
-        return watch(&http, arguments.json).await;
+        return watch(&http, &config.file, arguments.json).await;
     }
     let (document, status) = ask(&http).await?;
     if arguments.alive {
@@ -59,12 +59,12 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     if arguments.json {
         print_line(&document)?;
     } else {
-        print(&render::status(&status))?;
+        print(&render::status(&status, &config.file))?;
     }
     Ok(if status.ready { Exit::Good } else { Exit::Bad })
 }
 
-async fn watch(http: &HttpConfig, json: bool) -> Result<Exit> {
+async fn watch(http: &HttpConfig, file: &ConfigFile, json: bool) -> Result<Exit> {
     // One for the whole time: a signal that comes while nobody waits for one is not told later.
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     loop {
@@ -76,7 +76,7 @@ async fn watch(http: &HttpConfig, json: bool) -> Result<Exit> {
             (Ok((document, _)), true) => print_line(&document)?,
             (Err(error), true) => print_line(&serde_json::json!({ "error": error.to_string() }).to_string())?,
             // Home, the page with every line cleared to its end, then the rest of the screen cleared: no flicker.
-            (Ok((_, status)), false) => page(&render::status(&status))?,
+            (Ok((_, status)), false) => page(&render::status(&status, file))?,
             (Err(error), false) => page(&format!("{error}\n"))?,
         }
         tokio::select! {

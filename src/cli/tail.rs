@@ -17,7 +17,7 @@ use super::Exit;
 use super::output::{complain, print};
 use super::tail_filter::{Filter, KeyTest};
 use super::tail_start::{From, begin};
-use crate::config::{Config, QueueKind, access};
+use crate::config::{Config, ConfigFile, QueueKind, access};
 use crate::daemon::open_queue;
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::event::{
@@ -94,7 +94,7 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     loop {
         let entries = match reader.read(READ_BYTES, READ_WAIT).await {
             Err(error) if error.kind() == ErrorKind::Halt(HaltCode::QueueLost) && is_trimmed(&queue, &source.name).await => {
-                return Ok(no_longer_there(&source.name, "what was to be read next is not in the log any more"));
+                return Ok(no_longer_there(&config.file, &source.name, "what was to be read next is not in the log any more"));
             }
             read => read?,
         };
@@ -113,7 +113,11 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
                 Step::Trimmed(begins, time_us) => {
                     let time =
                         jiff::Timestamp::from_microsecond(time_us).map(|time| format!(" of {time:.0}")).unwrap_or_default();
-                    return Ok(no_longer_there(&source.name, &format!("the log begins at about {begins}{time} now")));
+                    return Ok(no_longer_there(
+                        &config.file,
+                        &source.name,
+                        &format!("the log begins at about {begins}{time} now"),
+                    ));
                 }
             }
             if arguments.no_follow && at.is_some_and(|at| at.next() >= end) {
@@ -156,11 +160,11 @@ impl Step {
 }
 
 /// Trimming is what a log is kept small by: nothing is wrong with it.
-fn no_longer_there(source: &str, what: &str) -> Exit {
-    complain(&format!(
+fn no_longer_there(file: &ConfigFile, source: &str, what: &str) -> Exit {
+    complain(&file.name_in_commands(&format!(
         "millstream: {what}: what came before was trimmed, as is done once every registered replica has applied it. To read from where it begins: \
          millstream log tail {source} --from beginning"
-    ));
+    )));
     Exit::Bad
 }
 

@@ -44,7 +44,7 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Result<Exit> {
     let mut printed = Ok(());
     let mut report = |line| {
         if printed.is_ok() {
-            printed = tell(line);
+            printed = tell(line, &config.file);
         }
     };
     let quiet = look(&config, &options, &mut report).await?;

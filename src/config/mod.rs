@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub mod access;
+mod file;
 mod http;
 mod layers;
 mod place;
@@ -22,6 +23,7 @@ mod size;
 mod source;
 mod url;
 
+pub use file::ConfigFile;
 pub use http::{HttpConfig, LogConfig, LogFormat};
 pub use layers::Environment;
 pub use queue::{QueueConfig, QueueKind};
@@ -54,25 +56,6 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// The file that it was read from.
     pub file: ConfigFile,
-}
-
-/// A configuration file, and what it said when it was read.
-#[derive(Clone, Debug, Default)]
-pub struct ConfigFile {
-    path: PathBuf,
-    checksum: u32,
-}
-
-impl ConfigFile {
-    fn new(path: &Path, text: &str) -> Self {
-        Self { path: path.to_owned(), checksum: crc32c::crc32c(text.as_bytes()) }
-    }
-
-    /// True when it says something else by now; `None` when it cannot be read.
-    #[must_use]
-    pub fn has_changed(&self) -> Option<bool> {
-        std::fs::read(&self.path).ok().map(|bytes| crc32c::crc32c(&bytes) != self.checksum)
-    }
 }
 
 impl Config {

@@ -38,6 +38,15 @@ pub struct PgConnect {
 }
 
 impl PgConnect {
+    /// Which database of which server: `host:port/database`, or the socket's file in place of host and port.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match &self.host {
+            PgHost::Tcp(host) => format!("{host}:{}/{}", self.port, self.database),
+            PgHost::Unix(folder) => format!("{}/.s.PGSQL.{}/{}", folder.display(), self.port, self.database),
+        }
+    }
+
     /// The password as it is now: from its file, or as it was read at the start where that can no longer be read.
     #[must_use]
     pub fn password_now(&self) -> Option<SecretString> {

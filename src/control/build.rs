@@ -20,9 +20,17 @@ impl Control {
     /// The document, as of now.
     #[must_use]
     pub fn status(&self) -> Status {
-        let sources: BTreeMap<_, _> = self.sources.iter().map(|(name, view)| (name.clone(), self.source_status(view))).collect();
-        let replicas: BTreeMap<_, _> =
+        let mut sources: BTreeMap<_, _> =
+            self.sources.iter().map(|(name, view)| (name.clone(), self.source_status(view))).collect();
+        let mut replicas: BTreeMap<_, _> =
             self.replicas.iter().map(|(name, view)| (name.clone(), self.replica_status(name, view))).collect();
+        for (name, source) in &mut sources {
+            source.at = self.places.sources.get(name).cloned().unwrap_or_default();
+            self.name_in_commands(&mut source.halt, &mut source.error, &mut source.remedy);
+        }
+        for replica in replicas.values_mut() {
+            self.name_in_commands(&mut replica.halt, &mut replica.error, &mut replica.remedy);
+        }
         let mut daemon = self.daemon.clone();
         daemon.waiting_for.clone_from(&self.waiting_for.borrow());
         daemon.configuration_changed = self.file.has_changed();
@@ -39,6 +47,13 @@ impl Control {
         status.not_ready = reasons(&status, self.ready_max_lag);
         status.ready = status.not_ready.is_empty();
         status
+    }
+
+    /// Commands are for whoever reads this, wherever that is: they name this daemon's configuration.
+    fn name_in_commands(&self, halt: &mut Option<Halt>, error: &mut Option<String>, remedy: &mut Option<String>) {
+        for text in halt.iter_mut().map(|halt| &mut halt.remedy).chain(error).chain(remedy) {
+            *text = self.file.name_in_commands(text);
+        }
     }
 
     fn source_status(&self, view: &SourceView) -> Source {
@@ -81,7 +96,8 @@ impl Control {
         let Some(apply) = &view.apply else {
             let survey = self.sources.get(&view.source).map(|source| source.survey.borrow().clone()).unwrap_or_default();
             let position = survey.consumers.get(name).and_then(|progress| progress.position).map(|p| p.to_string());
-            return Replica { source: view.source.clone(), state: "elsewhere".to_owned(), position, ..Replica::default() };
+            let at = self.places.replicas.get(name).cloned().unwrap_or_default();
+            return Replica { source: view.source.clone(), at, state: "elsewhere".to_owned(), position, ..Replica::default() };
         };
         let apply = apply.borrow().clone();
         let rate = rate_of(&view.rate);
@@ -91,6 +107,7 @@ impl Control {
         let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref(), surveyed);
         Replica {
             source: view.source.clone(),
+            at: self.places.replicas.get(name).cloned().unwrap_or_default(),
             state: word(&apply.state),
             position: apply.position.map(|p| p.to_string()),
             record: apply.number.map(|n| n.0),

@@ -35,7 +35,15 @@ pub struct Control {
     pub(crate) ready_max_lag: Duration,
     pub(crate) sources: BTreeMap<String, SourceView>,
     pub(crate) replicas: BTreeMap<String, ReplicaView>,
+    /// Which database each source and replica is.
+    pub(crate) places: Places,
     pub(crate) waiting_for: watch::Sender<Option<String>>,
+}
+
+/// `host:port/database` by name.
+pub(crate) struct Places {
+    pub(crate) sources: BTreeMap<String, String>,
+    pub(crate) replicas: BTreeMap<String, String>,
 }
 
 /// What is known of a source.
@@ -84,6 +92,10 @@ impl Control {
             ready_max_lag: config.http.as_ref().map_or(Duration::from_secs(30), |http| http.ready_max_lag),
             sources: BTreeMap::new(),
             replicas: BTreeMap::new(),
+            places: Places {
+                sources: config.sources.iter().map(|(name, source)| (name.clone(), source.connect.address())).collect(),
+                replicas: config.replicas.iter().map(|(name, replica)| (name.clone(), replica.connect.address())).collect(),
+            },
             waiting_for: watch::Sender::new(None),
         }
     }

@@ -68,6 +68,8 @@ pub struct Queue {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Source {
+    /// Which database it is: `host:port/database`.
+    pub at: String,
     /// `waiting`, `held`, `taking_over`, `streaming`, `queue_full`, `halted`, `stopped`; `elsewhere` when this daemon does not capture.
     pub state: String,
     /// Since when.
@@ -226,6 +228,8 @@ pub struct Halt {
 pub struct Replica {
     /// Its source.
     pub source: String,
+    /// Which database it is: `host:port/database`.
+    pub at: String,
     /// `waiting`, `held`, `copying`, `catching_up`, `live`, `halted`, `stopped`; `elsewhere` when this daemon does not apply.
     pub state: String,
     /// Applied up to here, in the source's log.

@@ -223,7 +223,7 @@ async fn clear_source(config: &SourceConfig, queue: &Arc<dyn Queue>, report: Rep
         dropped.map_err(|error| of_somebody_else(error, &publication))?;
         report(Line::Done(format!("source {}: dropped publication {publication}", config.name)));
         if !whole.is_empty() {
-            report(Line::Note(still_whole(&config.name, &whole)));
+            report(Line::Note(format!("source {}, {}: {}", config.name, config.connect.address(), still_whole(&whole))));
         }
         outcome = Outcome::Changed;
     }
@@ -245,11 +245,11 @@ async fn whole_rows(source: &mut PgConnection, publication: &str) -> Result<Vec<
 }
 
 /// Who set it is not known: the event triggers do where a table loses its key, and `check` asks for it where there is none.
-fn still_whole(source: &str, tables: &[TableName]) -> String {
+fn still_whole(tables: &[TableName]) -> String {
     let statements: Vec<String> =
         tables.iter().map(|table| format!("ALTER TABLE ONLY {} REPLICA IDENTITY DEFAULT;", quote_table(table))).collect();
     format!(
-        "source {source}: REPLICA IDENTITY FULL stays on {}, whether the event triggers set it as the key was dropped or somebody else did; \
+        "REPLICA IDENTITY FULL stays on {}, whether the event triggers set it as the key was dropped or somebody else did; \
          where nothing else needs whole old rows, there as the owner: {}",
         counted(tables.len(), "table"),
         statements.join(" ")
@@ -274,7 +274,9 @@ async fn clear_replica(config: &ReplicaConfig, report: Report<'_>) -> Result<Out
         return Ok(Outcome::Unchanged);
     }
     for statement in put_off(&mut replica, &config.name).await? {
-        report(Line::Note(format!("replica {}: put off until the copy was complete, and not built: {statement};", config.name)));
+        let place = config.connect.address();
+        let name = &config.name;
+        report(Line::Note(format!("replica {name}, {place}: put off until the copy was complete, and not built: {statement};")));
     }
     let gone = sqlx::query("DELETE FROM millstream.replica WHERE name IN ($1, $2)")
         .bind(&config.name)

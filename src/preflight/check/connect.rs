@@ -32,7 +32,7 @@ pub async fn connect(findings: &mut Findings, target: &PgConnect) -> Option<PgCo
     }
     match sql::connect(target, sql_side(findings), "millstream check").await {
         Ok(connection) => {
-            findings.ok("connect", format!("{} as {}", place(target), target.user));
+            findings.ok("connect", format!("{} as {}", target.address(), target.user));
             Some(connection)
         }
         Err(error) => {
@@ -43,13 +43,6 @@ pub async fn connect(findings: &mut Findings, target: &PgConnect) -> Option<PgCo
             }
             None
         }
-    }
-}
-
-fn place(target: &PgConnect) -> String {
-    match &target.host {
-        PgHost::Tcp(host) => format!("{host}:{}/{}", target.port, target.database),
-        PgHost::Unix(folder) => format!("{}/.s.PGSQL.{}/{}", folder.display(), target.port, target.database),
     }
 }
 
@@ -142,7 +135,7 @@ async fn said_no(findings: &mut Findings, target: &PgConnect, server: &ServerErr
 fn unreachable(findings: &mut Findings, target: &PgConnect, said: &str) {
     findings.unknown(
         "connect",
-        format!("cannot reach {}: {said}", place(target)),
+        format!("cannot reach {}: {said}", target.address()),
         "nothing else could be looked at",
         Some(Remedy::at(
             Place::Person,

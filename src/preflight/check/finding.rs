@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::config::{ConfigFile, PgConnect};
 use crate::event::TableName;
 use crate::preflight::init::Blueprint;
 
@@ -59,6 +60,8 @@ pub enum Place {
 pub struct Remedy {
     /// Where.
     pub place: Place,
+    /// Of SQL: as whom.
+    pub role: Option<&'static str>,
     /// Statements, lines, commands: exactly as they are to be given.
     pub steps: Vec<String>,
     /// The server must be restarted after that.
@@ -73,7 +76,13 @@ impl Remedy {
             Side::Source => Place::SourceSql,
             Side::Replica | Side::Queue => Place::ReplicaSql,
         };
-        Self { place, steps: vec![statement.into()], restart: false }
+        Self { place, role: Some("a superuser"), steps: vec![statement.into()], restart: false }
+    }
+
+    /// The same, run as the owner of the table: what it makes is to be the owner's.
+    #[must_use]
+    pub fn by_the_owner(self) -> Self {
+        Self { role: self.role.map(|_| "the table's owner"), ..self }
     }
 
     /// The same, with another step behind it. Steps are carried out one by one: ALTER SYSTEM shares no transaction.
@@ -86,7 +95,7 @@ impl Remedy {
     /// A remedy elsewhere.
     #[must_use]
     pub fn at(place: Place, step: impl Into<String>) -> Self {
-        Self { place, steps: vec![step.into()], restart: false }
+        Self { place, role: None, steps: vec![step.into()], restart: false }
     }
 
     /// The same, with a restart of the server behind it.
@@ -118,6 +127,8 @@ pub struct Finding {
     pub side: Side,
     /// Name of the source, queue or replica in the configuration.
     pub name: String,
+    /// Which database that is: `host:port/database`.
+    pub at: Option<String>,
     /// Table, role or setting that it is about, where there is one.
     pub object: Option<String>,
     /// How bad.
@@ -135,6 +146,7 @@ pub struct Finding {
 pub struct Findings {
     side: Side,
     name: String,
+    at: Option<String>,
     list: Vec<Finding>,
     blueprint: Option<Blueprint>,
     carries: bool,
@@ -145,7 +157,23 @@ pub struct Findings {
 impl Findings {
     /// For one source, queue or replica.
     pub fn new(side: Side, name: impl Into<String>) -> Self {
-        Self { side, name: name.into(), list: Vec::new(), blueprint: None, carries: false, altered: false, published: None }
+        Self {
+            side,
+            name: name.into(),
+            at: None,
+            list: Vec::new(),
+            blueprint: None,
+            carries: false,
+            altered: false,
+            published: None,
+        }
+    }
+
+    /// The same, of a database.
+    #[must_use]
+    pub fn at(mut self, connect: &PgConnect) -> Self {
+        self.at = Some(connect.address());
+        self
     }
 
     /// Which side.
@@ -245,7 +273,8 @@ impl Findings {
     }
 
     fn push(&mut self, check: &'static str, severity: Severity, what: String, why: String, remedy: Option<Remedy>) {
-        self.list.push(Finding { check, side: self.side, name: self.name.clone(), object: None, severity, what, why, remedy });
+        let (side, name, at) = (self.side, self.name.clone(), self.at.clone());
+        self.list.push(Finding { check, side, name, at, object: None, severity, what, why, remedy });
     }
 }
 
@@ -259,6 +288,18 @@ pub struct Report {
 }
 
 impl Report {
+    /// The same, with printed commands that name the configuration's file.
+    #[must_use]
+    pub fn naming(mut self, file: &ConfigFile) -> Self {
+        for finding in &mut self.findings {
+            let steps = finding.remedy.iter_mut().flat_map(|remedy| &mut remedy.steps);
+            for text in [&mut finding.what, &mut finding.why].into_iter().chain(steps) {
+                *text = file.name_in_commands(text);
+            }
+        }
+        self
+    }
+
     /// Worst first matters for the verdict: an error, else something unknown, else a warning, else fine.
     #[must_use]
     pub fn worst(&self) -> Severity {

@@ -11,16 +11,16 @@ use super::source::copy_again;
 use crate::event::TableName;
 use crate::postgres::sql::quote_table;
 use crate::preflight::tables::exactly;
-use crate::replica::postgres::ledger::IDENTITY;
+use crate::replica::postgres::ledger::{self, IDENTITY};
 use crate::replica::postgres::members::{rebuilt, renaming};
 
 /// Every table that the ledger has, with what the replica's catalog says of it. A ledger that the daemon has not upgraded yet lacks some columns.
 const TABLES: &str = "\
-SELECT t.table_schema, t.table_name, t.state = 'live' AND to_jsonb(t) ->> 'live_after_lsn' IS NULL, (to_jsonb(t) ->> 'source_oid')::int8, \
+SELECT t.table_schema, t.table_name, t.replica = $1 AND t.state = 'live' AND to_jsonb(t) ->> 'live_after_lsn' IS NULL, (to_jsonb(t) ->> 'source_oid')::int8, \
   (SELECT ARRAY[n.nspname::text, c.relname::text] FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE $identity || c.oid = to_jsonb(t) ->> 'replica_table'), \
   coalesce(pg_catalog.starts_with(to_jsonb(t) ->> 'replica_table', $identity), false) \
-FROM millstream.copied_table t WHERE t.replica = $1 ORDER BY 1, 2";
+FROM millstream.copied_table t WHERE t.replica IN ($1, $2) ORDER BY 1, 2";
 
 const NAMES: &str = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')";
@@ -50,7 +50,7 @@ impl LedgerTables {
     /// Reads them.
     pub(super) async fn read(connection: &mut PgConnection, replica: &str) -> sqlx::Result<Self> {
         let sql = AssertSqlSafe(TABLES.replace("$identity", IDENTITY));
-        let rows = sqlx::query(sql).bind(replica).fetch_all(&mut *connection).await?;
+        let rows = sqlx::query(sql).bind(replica).bind(ledger::added(replica)).fetch_all(&mut *connection).await?;
         let known = |row: &sqlx::postgres::PgRow| Known {
             table: TableName::new(row.get::<String, _>(0), row.get::<String, _>(1)),
             live: row.get(2),

@@ -56,7 +56,7 @@ fn grouped(findings: &[Finding]) -> Vec<Vec<&Finding>> {
 
 fn says_the_same(a: &Finding, b: &Finding) -> bool {
     let words = |f: &Finding| (f.severity, f.what.clone(), f.why.clone());
-    let place = |f: &Finding| f.remedy.as_ref().map(|remedy| (remedy.place, remedy.restart));
+    let place = |f: &Finding| f.remedy.as_ref().map(|remedy| (remedy.place, remedy.role, remedy.restart));
     let of = |f: &Finding| (f.side, f.name.clone(), f.check);
     a.object.is_some() && b.object.is_some() && of(a) == of(b) && words(a) == words(b) && place(a) == place(b)
 }
@@ -87,14 +87,16 @@ fn row(out: &mut String, group: &[&Finding]) {
     }
     let remedies: Vec<&Remedy> = group.iter().filter_map(|finding| finding.remedy.as_ref()).collect();
     let Some(remedy) = remedies.first() else { return };
+    let at = finding.at.as_ref().map(|at| format!(", {at}")).unwrap_or_default();
+    let who = remedy.role.map(|role| format!(", as {role}")).unwrap_or_default();
     let place = match remedy.place {
-        Place::SourceSql => "on the source",
-        Place::ReplicaSql => "on the replica",
-        Place::SourceHba => "in pg_hba.conf of the source, then SELECT pg_reload_conf()",
-        Place::ReplicaHba => "in pg_hba.conf of the replica, then SELECT pg_reload_conf()",
-        Place::Shell => "in a shell",
-        Place::Configuration => "in Millstream's configuration",
-        Place::Person => "by hand",
+        Place::SourceSql => format!("on the source{at}{who}"),
+        Place::ReplicaSql => format!("on the replica{at}{who}"),
+        Place::SourceHba => format!("in pg_hba.conf of the source{at}, then SELECT pg_reload_conf()"),
+        Place::ReplicaHba => format!("in pg_hba.conf of the replica{at}, then SELECT pg_reload_conf()"),
+        Place::Shell => "in a shell".to_owned(),
+        Place::Configuration => "in Millstream's configuration".to_owned(),
+        Place::Person => "by hand".to_owned(),
     };
     let restart = if remedy.restart { ", then restart that server" } else { "" };
     wrap(out, &format!("         do   {place}{restart}:"), INDENT);

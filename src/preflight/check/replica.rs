@@ -61,7 +61,7 @@ impl<'a> SourceSide<'a> {
 
 /// Checks a replica.
 pub async fn check(replica: &ReplicaConfig, source: &SourceSide<'_>) -> Findings {
-    let mut findings = Findings::new(Side::Replica, &replica.name);
+    let mut findings = Findings::new(Side::Replica, &replica.name).at(&replica.connect);
     let Some(mut connection) = connect(&mut findings, &replica.connect).await else {
         return findings;
     };

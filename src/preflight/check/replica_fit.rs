@@ -281,10 +281,13 @@ async fn schemas(
         findings.about(*schema);
     }
     if findings.problems() == before {
-        findings.ok("schema_right", match missing().count() {
-            0 => "the role may use every schema with tables".to_owned(),
-            count => format!("{} to be made by init, in schemas where the role may", counted(count, "table")),
-        });
+        findings.ok(
+            "schema_right",
+            match missing().count() {
+                0 => "the role may use every schema with tables".to_owned(),
+                count => format!("{} to be made by init, in schemas where the role may", counted(count, "table")),
+            },
+        );
     }
     Ok(())
 }
@@ -362,7 +365,7 @@ fn misfit(
             }
             None => {
                 let first = Remedy::sql(Side::Replica, steps.next().unwrap_or_default());
-                steps.fold(first, Remedy::then)
+                steps.fold(first, Remedy::then).by_the_owner()
             }
         };
         differs(findings, "table_fit", what, reason, Some(remedy), late);

@@ -132,7 +132,12 @@ async fn rows_inside(
             findings.about(one.to_string());
         }
         many => {
-            findings.error("rows_inside", format!("{} hold rows: {}", counted(many.len(), "table"), list(many)), why, Some(remedy));
+            findings.error(
+                "rows_inside",
+                format!("{} hold rows: {}", counted(many.len(), "table"), list(many)),
+                why,
+                Some(remedy),
+            );
         }
     }
     Ok(())

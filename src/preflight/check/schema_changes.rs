@@ -40,8 +40,8 @@ pub(super) async fn check(
         let what = state.trouble().unwrap_or_else(|| format!("role {} may not create event triggers", state.role));
         // The script is long, and a superuser reads it before it runs.
         let script = format!(
-            "millstream init --source {} --superuser-sql | psql -X -v ON_ERROR_STOP=1 -U postgres {}",
-            source.name, source.connect.database
+            "millstream init --source {} --superuser-sql | psql -X -v ON_ERROR_STOP=1 -h {} -p {} -U postgres {}",
+            source.name, source.connect.host, source.connect.port, source.connect.database
         );
         let remedy = Remedy::at(Place::Shell, script);
         let remedy = if begun { remedy.then(format!("millstream init --source {}", source.name)) } else { remedy };

@@ -29,7 +29,7 @@ pub async fn check(source: &SourceConfig) -> (Findings, Option<ServerFacts>) {
 
 /// Checks a source; transactions older than a limit are named.
 pub async fn check_with(source: &SourceConfig, long_transaction: Duration) -> (Findings, Option<ServerFacts>) {
-    let mut findings = Findings::new(Side::Source, &source.name);
+    let mut findings = Findings::new(Side::Source, &source.name).at(&source.connect);
     let Some(mut connection) = connect(&mut findings, &source.connect).await else {
         return (findings, None);
     };

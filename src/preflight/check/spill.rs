@@ -9,7 +9,7 @@ use super::room::{Asked, Room, nearest, spill_key};
 /// Checks a source's `spill_dir`.
 #[must_use]
 pub fn check_spill(source: &SourceConfig, queue: &QueueKind, room: &Room) -> Findings {
-    let mut findings = Findings::new(Side::Source, &source.name);
+    let mut findings = Findings::new(Side::Source, &source.name).at(&source.connect);
     let folder = &source.spill_dir;
     // The queue's folder has a check of its own.
     let beneath_queue = matches!(queue, QueueKind::Embedded { folder: queue } if folder.starts_with(queue));

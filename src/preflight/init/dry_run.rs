@@ -30,7 +30,7 @@ pub(super) async fn say(
     report: Report<'_>,
 ) -> Result<Outcome> {
     let mut lines = Vec::new();
-    let place = format!("source {}", config.name);
+    let place = format!("source {}, {}", config.name, config.connect);
     lines.extend(published.statements.iter().chain(triggers).map(|statement| sql(&place, statement)));
     if !matches!(beginning(queue, &config.name).await?, Beginning::Begun(_)) {
         let name = publication_name(&config.name);
@@ -54,7 +54,7 @@ fn sql(place: &str, statement: &str) -> Line {
 
 async fn of_replica(config: &SourceConfig, target: &mut Target<'_>, adopt: bool, lines: &mut Vec<Line>) -> Result<()> {
     let (name, plan) = (&target.config.name, &target.plan);
-    let place = format!("replica {name}");
+    let place = format!("replica {name}, {}", target.config.connect);
     if !target.known {
         lines.push(Line::Note(format!("queue: consumer {name} of stream {} is registered at the log's end", config.name)));
     }

@@ -184,7 +184,8 @@ async fn init_source(
     for (table, reason) in &resolved.left_out {
         report(Line::Note(format!("{table} is left out: {reason}")));
     }
-    let mut refused = resolved.refused.iter().map(|(table, remedy)| format!("{table}: {remedy}")).collect::<Vec<_>>();
+    let place = format!("source {}, {}", config.name, config.connect.address());
+    let mut refused = resolved.refused.iter().map(|(table, remedy)| format!("{place}: {table}: {remedy}")).collect::<Vec<_>>();
     if resolved.tables.is_empty() && refused.is_empty() {
         refused.push(format!("no table matches {:?}", config.tables));
     }
@@ -217,7 +218,8 @@ async fn init_source(
             }
             report(Line::Note(format!("replica {} comes along: the tables that its source publishes change", replica.name)));
         }
-        refused.extend(target.plan.refused.iter().map(|r| format!("replica {}: {r}", replica.name)));
+        let place = replica.connect.address();
+        refused.extend(target.plan.refused.iter().map(|r| format!("replica {}, {place}: {r}", replica.name)));
         for note in &target.plan.notes {
             report(Line::Note(format!("replica {}: {note}", replica.name)));
         }
@@ -287,7 +289,8 @@ pub async fn superuser_sql(config: &Config, source: &str) -> Result<String> {
         if state.may_install || state.can_carry() {
             continue;
         }
-        out = format!("{};", state.script());
+        let place = source.connect.address();
+        out = format!("-- on source {}, {place}, as a superuser\n{};", source.name, state.script());
     }
     Ok(out)
 }
@@ -370,8 +373,9 @@ async fn extend(target: &mut Target<'_>, report: Report<'_>) -> Result<bool> {
     }
     let name = &target.config.name;
     for statement in replica::put_off_for(&mut target.connection, name, &target.plan.gone).await? {
+        let place = target.config.connect.address();
         report(Line::Note(format!(
-            "replica {name}: what was put off until its copy had caught up is yours to build: {statement};"
+            "replica {name}, {place}: what was put off until its copy had caught up is yours to build: {statement};"
         )));
     }
     replica::carry_out(&mut target.connection, name, &target.plan, None, CopyState::Pending).await?;
@@ -455,7 +459,8 @@ fn of_tables(plan: &ReplicaPlan, removed: &[TableName]) -> String {
     match (plan.there.len(), made.is_empty() && removed.is_empty()) {
         (0, _) => new,
         (n, nothing_else) => {
-            let there = format!("{} that {} there ({})", counted(n, "table"), if n == 1 { "was" } else { "were" }, list(&plan.there));
+            let there =
+                format!("{} that {} there ({})", counted(n, "table"), if n == 1 { "was" } else { "were" }, list(&plan.there));
             if nothing_else { there } else { format!("{new}, {there}") }
         }
     }

@@ -25,12 +25,7 @@ fn side(tables: &[String]) -> SourceSide<'_> {
 
 async fn findings(replica: &ReplicaConfig) -> Vec<Finding> {
     let tables = ["public.*".to_owned()];
-    check_replica(
-        replica,
-        &side(&tables),
-    )
-    .await
-    .into_list()
+    check_replica(replica, &side(&tables)).await.into_list()
 }
 
 async fn mends(replica: &ReplicaConfig, database: &PgDatabase<'_>, check: &str) -> Finding {

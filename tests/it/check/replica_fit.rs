@@ -273,7 +273,9 @@ async fn a_missing_column_comes_with_its_default_and_an_owner_keeps_its_table() 
 async fn a_missing_serial_column_comes_with_its_sequence() {
     let pair = Pair::new().await;
     pair.source
-        .execute("CREATE SEQUENCE numbers START 7; CREATE TABLE t (id int PRIMARY KEY, n serial, m bigint DEFAULT nextval('numbers'))")
+        .execute(
+            "CREATE SEQUENCE numbers START 7; CREATE TABLE t (id int PRIMARY KEY, n serial, m bigint DEFAULT nextval('numbers'))",
+        )
         .await;
     pair.replica.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
     let (outcome, lines) = pair.init_with(InitOptions::default()).await;

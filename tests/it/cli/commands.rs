@@ -180,6 +180,42 @@ async fn a_warning_is_0_and_under_strict_1() {
     assert_eq!(site.run(&["check", "--strict"]).await.code, Some(1));
 }
 
+/// Statements said neither where they are to be run nor as whom, and commands nothing of the configuration.
+#[tokio::test]
+async fn what_is_printed_says_where_it_is_to_be_run() {
+    let source = crate::support::postgres::shared().await.new_database().await;
+    let replica = crate::support::postgres::shared_replica().await.new_database().await;
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE bare (a int)").await;
+    replica.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE SCHEMA own; CREATE TABLE own.t (id int PRIMARY KEY)").await;
+    let mut site = Site::pair(&source, &replica);
+    site.without_triggers = true;
+    let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let shown = flat(&site.run(&["check"]).await.stdout);
+    let program = format!("millstream -c {}", site.configuration().display());
+    let (at_source, at_replica) = (source.connect_tcp().address(), replica.connect_tcp().address());
+    for part in [
+        format!("do on the source, {at_source}, as a superuser: ALTER TABLE"),
+        format!("do on the replica, {at_replica}, as the table's owner: ALTER TABLE"),
+        format!("{program} init --source shop --superuser-sql | psql -X -v ON_ERROR_STOP=1 -h {}", source.connect_tcp().host),
+    ] {
+        assert!(shown.contains(&part), "'{part}' is not in: {shown}");
+    }
+    let refused = flat(&site.run(&["init"]).await.stdout);
+    for part in [
+        format!("Refused: source shop, {at_source}: public.bare: "),
+        format!("Refused: replica reports, {at_replica}: public.t: "),
+    ] {
+        assert!(refused.contains(&part), "'{part}' is not in: {refused}");
+    }
+    source.execute("DROP TABLE bare").await;
+    replica.execute("DROP TABLE t").await;
+    let dry = flat(&site.must(&["init", "--dry-run"]).await);
+    assert!(dry.contains(&format!("-- replica reports, {} CREATE TABLE", replica.connect_tcp())), "{dry}");
+    // A command that fails says the same.
+    let tail = site.run(&["log", "tail", "shop"]).await;
+    assert!(tail.stderr.contains(&format!("{program} init")), "{tail:?}");
+}
+
 /// For scripts: neither right nor wrong, but not now. The role has no session left, which the server says with SQLSTATE 53300.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_has_no_session_left_is_75_and_the_same_command_works_later() {

@@ -25,7 +25,8 @@ async fn the_command_that_status_prints_gives_a_consumer_up() {
     site.must(&["init"]).await;
     let refused = site.run(&["teardown", "--consumer", "old_one", "--yes"]).await;
     assert_eq!(refused.code, Some(78), "{refused:?}");
-    assert!(refused.stderr.contains("millstream teardown --replica old_one"), "{refused:?}");
+    let program = format!("millstream -c {}", site.configuration().display());
+    assert!(refused.stderr.contains(&format!("{program} teardown --replica old_one")), "{refused:?}");
 
     site.configure(&without);
     let daemon = site.start();
@@ -36,7 +37,8 @@ async fn the_command_that_status_prints_gives_a_consumer_up() {
     };
     until("the stranger to be seen", WAIT, async || listed().await == Some(true)).await;
     let page = site.run(&["status"]).await.stdout;
-    let command = page.lines().find_map(|line| line.trim().strip_prefix("millstream teardown ")).expect("a command on a line");
+    let command =
+        page.lines().find_map(|line| line.trim().strip_prefix(&format!("{program} teardown "))).expect("a command on a line");
     assert_eq!(command, "--source shop --consumer old_one", "{page}");
     let words: Vec<&str> = ["teardown"].into_iter().chain(command.split(' ')).chain(["--yes"]).collect();
     let said = site.must(&words).await;

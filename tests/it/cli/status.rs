@@ -1,6 +1,9 @@
 //! `millstream status` in 80 columns.
 
+use std::path::Path;
+
 use millstream::cli::render;
+use millstream::config::ConfigFile;
 use millstream::control::model::{
     Consumer, Copy, Daemon, Halt, Positions, Queue, Rate, Replica, Retained, Sequence, Source, Status, Stream,
 };
@@ -8,6 +11,7 @@ use millstream::control::model::{
 fn shop() -> Source {
     let text = |text: &str| Some(text.to_owned());
     Source {
+        at: "db1:5432/shop".to_owned(),
         state: "streaming".to_owned(),
         positions: Positions {
             source: text("16/B374D848"),
@@ -29,6 +33,7 @@ fn shop() -> Source {
             .map(|name| Sequence { name: name.to_owned(), statement: None })
             .into(),
         tables_not_captured: vec!["public.brand_new".to_owned()],
+        tables_to_mend: [("public.brand_new".to_owned(), "ALTER TABLE …".to_owned())].into(),
         ..Source::default()
     }
 }
@@ -37,6 +42,7 @@ fn replicas() -> Vec<(String, Replica)> {
     let error = "replica 'reports': public.orders: the row with key (id) = (42) to update is not there (transaction 777, position 16/B374D000)";
     let halted = Replica {
         source: "shop".to_owned(),
+        at: "db2:5432/shop".to_owned(),
         state: "halted".to_owned(),
         position: Some("16/B3740000".to_owned()),
         lag_seconds: Some(93.25),
@@ -90,7 +96,7 @@ fn status() -> Status {
 
 #[test]
 fn a_page_says_everything_in_80_columns() {
-    let page = render::status(&status());
+    let page = render::status(&status(), &ConfigFile::default());
     for line in page.lines() {
         assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
     }
@@ -106,6 +112,8 @@ fn a_page_says_everything_in_80_columns() {
         "public.orders_id_seq and 1 more stay where",
         "1.5 GiB of 50 GiB at the source; ends in 2 h 30 min at this rate",
         "public.brand_new (run `millstream init`)",
+        "first, on the source, db1:5432/shop, public.brand_new: ALTER TABLE …",
+        "where db2:5432/shop",
         "HALTED",
         "key (id) = (42)",
         "tried again every 10 s",
@@ -116,6 +124,18 @@ fn a_page_says_everything_in_80_columns() {
         "18 s left",
     ] {
         let plain = page.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(plain.contains(part), "'{part}' is not in:\n{page}");
+    }
+}
+
+#[test]
+fn commands_name_a_configuration_that_is_not_the_default_one() {
+    let page = render::status(&status(), &ConfigFile::named(Path::new("/srv/m.toml")));
+    let plain = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        "millstream -c /srv/m.toml teardown --source shop --consumer old_one",
+        "public.brand_new (run `millstream -c /srv/m.toml init`)",
+    ] {
         assert!(plain.contains(part), "'{part}' is not in:\n{page}");
     }
 }

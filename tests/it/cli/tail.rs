@@ -198,7 +198,8 @@ async fn what_cannot_be_read_is_said() {
     let site = Site::new(NOWHERE);
     let outcome = site.run(&["log", "tail", "shop"]).await;
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("millstream init"), "{}", outcome.stderr);
+    let init = format!("millstream -c {} init", site.configuration().display());
+    assert!(outcome.stderr.contains(&init), "{}", outcome.stderr);
     let outcome = site.run(&["log", "tail", "shpo"]).await;
     assert_eq!(outcome.code, Some(78));
     assert!(outcome.stderr.contains("it has shop"), "{}", outcome.stderr);
@@ -229,7 +230,8 @@ async fn a_place_that_was_trimmed_is_said_with_where_the_log_begins_and_not_call
     // The same from a time; one that the log still holds is no complaint.
     let from_time = site.run(&["log", "tail", "shop", "--no-follow", "--from", "2001-01-01T00:00:00Z"]).await;
     assert_eq!((from_time.code, &from_time.stderr), (Some(1), says), "{from_time:?}");
-    let command = says.trim_end().rsplit_once("millstream log tail ").expect("a command").1;
+    let command =
+        says.trim_end().rsplit_once(&format!("millstream -c {} log tail ", site.configuration().display())).expect("a command").1;
     let words: Vec<&str> = ["log", "tail", "--no-follow"].into_iter().chain(command.split(' ')).collect();
     assert!(site.must(&words).await.contains("\"id\":3"));
     assert_eq!(ids(&site, &["--from", "0/300"]).await, [0_i64; 0]);

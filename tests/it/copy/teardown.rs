@@ -101,14 +101,23 @@ async fn it_asks_and_it_ends_the_walsender_of_a_daemon_that_was_killed() {
 async fn whole_old_rows_that_stay_are_named_with_what_undoes_them() {
     let source = shared().await.new_database().await;
     let replica = shared_replica().await.new_database().await;
-    source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (LIKE a INCLUDING ALL); CREATE TABLE c (LIKE a INCLUDING ALL)").await;
+    source
+        .execute(
+            "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (LIKE a INCLUDING ALL); CREATE TABLE c (LIKE a INCLUDING ALL)",
+        )
+        .await;
     let site = Site::pair(&source, &replica);
     site.must(&["init"]).await;
-    source.execute("ALTER TABLE a DROP CONSTRAINT a_pkey; ALTER TABLE b DROP CONSTRAINT b_pkey; CREATE PUBLICATION others FOR TABLE b").await;
+    source
+        .execute(
+            "ALTER TABLE a DROP CONSTRAINT a_pkey; ALTER TABLE b DROP CONSTRAINT b_pkey; CREATE PUBLICATION others FOR TABLE b",
+        )
+        .await;
     let full = "SELECT string_agg(relname::text, ' ' ORDER BY relname) FROM pg_class WHERE relreplident = 'f' AND relname IN ('a', 'b', 'c')";
     assert_eq!(source.value(full).await, "a b");
     let said = site.must(&["teardown", "--yes"]).await;
-    let note = said.lines().find(|line| line.contains("REPLICA IDENTITY FULL stays on 1 table")).unwrap_or_else(|| panic!("{said}"));
+    let note =
+        said.lines().find(|line| line.contains("REPLICA IDENTITY FULL stays on 1 table")).unwrap_or_else(|| panic!("{said}"));
     assert_eq!(source.value(full).await, "a b", "named, not changed");
     source.execute(note.split_once("as the owner: ").expect("a statement").1).await;
     assert_eq!(source.value(full).await, "b", "another publication needs it");

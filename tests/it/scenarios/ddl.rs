@@ -229,9 +229,12 @@ async fn a_superuser_installs_for_a_role_that_may_not() {
     let carry_out = async |finding: &serde_json::Value| {
         for step in finding["remedy"]["steps"].as_array().expect("steps") {
             let command = step.as_str().expect("a step").split(" | ").next().expect("a command");
-            let words: Vec<&str> = command.split(' ').skip(1).collect();
+            let program = format!("millstream -c {} ", lane.site.configuration().display());
+            let words: Vec<&str> = command.strip_prefix(&program).expect("this configuration").split(' ').collect();
             let printed = lane.site.must(&words).await;
             if words.contains(&"--superuser-sql") {
+                let heading = format!("-- on source shop, {}, as a superuser", lane.source.connect_tcp().address());
+                assert_eq!(printed.lines().next(), Some(&*heading));
                 lane.source.execute(&printed).await;
             }
         }
