@@ -204,6 +204,12 @@ impl Findings {
         self.published.as_ref()
     }
 
+    /// True when a check of this name found an error.
+    #[must_use]
+    pub fn has_error(&self, check: &str) -> bool {
+        self.list.iter().any(|finding| finding.check == check && finding.severity == Severity::Error)
+    }
+
     /// Keeps that a source's schema changes are carried.
     pub fn keep_carrying(&mut self) {
         self.carries = true;

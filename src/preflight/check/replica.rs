@@ -40,7 +40,9 @@ impl<'a> SourceSide<'a> {
     /// From what was found at a source.
     #[must_use]
     pub fn of(source: &'a SourceConfig, facts: Option<&'a ServerFacts>, found: &'a Findings) -> Self {
-        let (blueprint, carries, published) = (found.blueprint(), found.carries(), found.published());
+        // What became of single tables of an altered one no longer matters: all are copied again.
+        let published = found.published().filter(|_| !found.has_error("publication"));
+        let (blueprint, carries) = (found.blueprint(), found.carries());
         Self { facts, tables: &source.tables, blueprint, carries, published, heartbeat: source.heartbeat_interval }
     }
 }
@@ -92,7 +94,7 @@ async fn look(
     }
 }
 
-/// A live table that the source publishes no more, because it was dropped and made anew there or taken out by hand, stays as it is for ever.
+/// A live table that the source publishes no more, because it was dropped and made anew there, stays as it is for ever.
 async fn captured(
     findings: &mut Findings,
     connection: &mut PgConnection,
