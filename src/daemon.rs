@@ -25,7 +25,7 @@ use crate::control::{Control, SAMPLE_EVERY};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http;
 use crate::queue::Queue;
-use crate::queue::embedded::{EmbeddedQueue, FolderLock};
+use crate::queue::embedded::{EmbeddedQueue, FolderLock, Options};
 use crate::queue::kafka::{KafkaQueue, KafkaSettings};
 use crate::replica::ReplicaTarget;
 use crate::replica::postgres::PostgresTarget;
@@ -212,7 +212,7 @@ async fn open_for_daemon(config: &QueueConfig, control: &Control) -> Result<(Arc
 /// [`ErrorKind::Config`] for settings that it does not take; those of the file system.
 pub fn open_queue(config: &QueueConfig) -> Result<Arc<dyn Queue>> {
     match &config.kind {
-        QueueKind::Embedded { folder } => Ok(EmbeddedQueue::open(folder)?),
+        QueueKind::Embedded { folder } => Ok(EmbeddedQueue::open_with(folder, Options::within(config.max_bytes))?),
         QueueKind::Kafka { brokers, settings, topic_prefix, replication_factor } => {
             let (brokers, prefix) = (brokers.clone(), topic_prefix.clone());
             Ok(KafkaQueue::open(KafkaSettings::new(brokers, settings.clone(), prefix, *replication_factor))?)

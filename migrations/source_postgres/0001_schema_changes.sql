@@ -28,15 +28,21 @@ CREATE TABLE millstream.installed (
 
 CREATE TABLE millstream.captured (
     publication  name PRIMARY KEY,
-    patterns     text[] NOT NULL
+    patterns     text[] NOT NULL,
+    entry        oid
 );
 COMMENT ON TABLE millstream.captured IS 'Which tables each publication is for, as regular expressions over schema, U+001F, table: tables of the configuration, translated by init. One behind a ! excludes; the last that matches decides.';
 
+COMMENT ON COLUMN millstream.captured.entry IS 'The row of pg_publication_rel by which millstream.schema_change is published.';
+
 CREATE TABLE millstream.known_table (
     relation     oid PRIMARY KEY,
-    facts        jsonb NOT NULL
+    facts        jsonb NOT NULL,
+    entries      jsonb NOT NULL
 );
 COMMENT ON TABLE millstream.known_table IS 'What the log last said of each published table. Written by init and by the event triggers.';
+
+COMMENT ON COLUMN millstream.known_table.entries IS 'Publication to row of pg_publication_rel, as init or the triggers made it: a table with another row was taken out meanwhile.';
 
 CREATE TABLE millstream.schema_change (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -93,6 +99,13 @@ CREATE FUNCTION millstream.facts(relation oid) RETURNS jsonb LANGUAGE sql STABLE
                       WHERE r.prrelid = c.oid))
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = relation AND c.relkind = 'r' AND c.relpersistence = 'p'
+$$;
+
+-- By which rows a table is published.
+CREATE FUNCTION millstream.entries(relation oid) RETURNS jsonb LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT coalesce(pg_catalog.jsonb_object_agg(p.pubname, r.oid::bigint), '{}') FROM pg_catalog.pg_publication_rel r
+    JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid JOIN millstream.captured m ON m.publication = p.pubname
+    WHERE r.prrelid = relation
 $$;
 
 -- Hands one row to the log.
@@ -180,7 +193,7 @@ BEGIN
         note := 'the table lost its key and is REPLICA IDENTITY FULL now';
     END IF;
     PERFORM millstream.say('table', relation, tag, old, new, note);
-    INSERT INTO millstream.known_table (relation, facts) VALUES (look.relation, new)
+    INSERT INTO millstream.known_table (relation, facts, entries) VALUES (look.relation, new, millstream.entries(look.relation))
         ON CONFLICT ON CONSTRAINT known_table_pkey DO UPDATE SET facts = excluded.facts;
 END $$;
 
@@ -297,7 +310,7 @@ CREATE FUNCTION millstream.enrol(publication name, patterns text[]) RETURNS bool
 DECLARE
     published oid[];
     one oid;
-    before jsonb := (SELECT pg_catalog.jsonb_object_agg(k.relation, k.facts) FROM millstream.known_table k);
+    before jsonb := (SELECT pg_catalog.jsonb_object_agg(k.relation, pg_catalog.jsonb_build_array(k.facts, k.entries)) FROM millstream.known_table k);
     changed boolean := false;
 BEGIN
     IF NOT coalesce((SELECT pg_catalog.pg_has_role(session_user, p.pubowner, 'MEMBER') FROM pg_catalog.pg_publication p WHERE p.pubname = enrol.publication), false) THEN
@@ -315,24 +328,31 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
                    WHERE p.pubname = enrol.publication AND r.prrelid = 'millstream.schema_change'::pg_catalog.regclass) THEN
         EXECUTE pg_catalog.format('ALTER PUBLICATION %I ADD TABLE ONLY millstream.schema_change', publication);
+        UPDATE millstream.captured c SET entry = NULL WHERE c.publication = enrol.publication;
         changed := true;
     END IF;
+    UPDATE millstream.captured c SET entry = (SELECT r.oid FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+            WHERE p.pubname = enrol.publication AND r.prrelid = 'millstream.schema_change'::pg_catalog.regclass)
+        WHERE c.publication = enrol.publication AND c.entry IS NULL;
     FOREACH one IN ARRAY published LOOP
         IF EXISTS (SELECT FROM millstream.known_table k WHERE k.relation = one) THEN
             -- What the triggers missed is said now.
             PERFORM millstream.look(one, 'init', false);
+            -- What is known stays so: a row that somebody else made in its place is an alteration.
+            UPDATE millstream.known_table k SET entries = millstream.entries(one) || k.entries WHERE k.relation = one;
         ELSE
-            INSERT INTO millstream.known_table SELECT one, f.facts FROM millstream.facts(one) f (facts) WHERE f.facts IS NOT NULL;
+            INSERT INTO millstream.known_table SELECT one, f.facts, millstream.entries(one) FROM millstream.facts(one) f (facts) WHERE f.facts IS NOT NULL;
         END IF;
     END LOOP;
     DELETE FROM millstream.known_table k WHERE NOT EXISTS (
         SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
         JOIN millstream.captured m ON m.publication = p.pubname WHERE r.prrelid = k.relation);
     -- What init takes out of one publication and another keeps: whatever else is known as published and is not, somebody took out.
-    UPDATE millstream.known_table k SET facts = pg_catalog.jsonb_set(k.facts, '{published}', coalesce(millstream.facts(k.relation) -> 'published', '[]'))
-        WHERE k.facts -> 'published' ? enrol.publication::text AND k.relation <> ALL (published);
-    RETURN coalesce(changed, false)
-        OR before IS DISTINCT FROM (SELECT pg_catalog.jsonb_object_agg(k.relation, k.facts) FROM millstream.known_table k);
+    UPDATE millstream.known_table k SET facts = pg_catalog.jsonb_set(k.facts, '{published}', coalesce(millstream.facts(k.relation) -> 'published', '[]')),
+            entries = k.entries - enrol.publication::text
+        WHERE (k.facts -> 'published' ? enrol.publication::text OR k.entries ? enrol.publication::text) AND k.relation <> ALL (published);
+    RETURN coalesce(changed, false) OR before IS DISTINCT FROM (
+        SELECT pg_catalog.jsonb_object_agg(k.relation, pg_catalog.jsonb_build_array(k.facts, k.entries)) FROM millstream.known_table k);
 END $$;
 
 -- Ends it for a publication; the last one out removes everything that this script made. True when it did.
@@ -347,6 +367,7 @@ BEGIN
         EXECUTE pg_catalog.format('ALTER PUBLICATION %I DROP TABLE millstream.schema_change', publication);
     END IF;
     IF EXISTS (SELECT FROM millstream.captured c JOIN pg_catalog.pg_publication p ON p.pubname = c.publication) THEN
+        UPDATE millstream.known_table k SET entries = k.entries - withdraw.publication::text WHERE k.entries ? withdraw.publication::text;
         RETURN false;
     END IF;
 {remove}

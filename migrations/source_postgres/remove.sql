@@ -7,7 +7,7 @@
         DROP EVENT TRIGGER IF EXISTS millstream_rewrite;
         FOR gone IN
             SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-            WHERE n.nspname = 'millstream' AND p.proname IN ('facts', 'say', 'has_identity', 'wanted', 'take_in', 'look', 'say_enum',
+            WHERE n.nspname = 'millstream' AND p.proname IN ('facts', 'entries', 'say', 'has_identity', 'wanted', 'take_in', 'look', 'say_enum',
                 'note_commands', 'note_drops', 'note_rewrite', 'is_timeout', 'on_event', 'enrol', 'withdraw')
         LOOP
             EXECUTE 'DROP FUNCTION ' || gone;

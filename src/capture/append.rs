@@ -29,7 +29,7 @@ use crate::event::{
     Body, Epoch, Genesis, History, Lsn, Message, Nonce, Part, Position, Progress, RecordHeader, RecordKind, RecordNumber,
     SchemaId, SlotStart, StreamId, TableSchema, TransactionHeader, write_transaction,
 };
-use crate::queue::DurablePosition;
+use crate::queue::{DurablePosition, Room};
 
 /// A batch of small transactions is given at this size, when the source has not paused before.
 pub const BATCH_BYTES: usize = 256 << 10;
@@ -45,9 +45,9 @@ pub(crate) fn now_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
 }
 
-/// A row that is itself large is repeated less often.
-fn base_every(row_bytes: u64) -> u64 {
-    BASE_EVERY_BYTES.max(8 * row_bytes)
+/// As often as the queue can trim, and a row that is itself large less often.
+fn base_every(room: Room, row_bytes: u64) -> u64 {
+    BASE_EVERY_BYTES.min(room.step_bytes).max(8 * row_bytes)
 }
 
 /// A large transaction being given part by part.
@@ -91,6 +91,7 @@ impl LogWriter {
     pub fn new(claim: Claim, max_record_bytes: usize) -> Self {
         let recovered = claim.recovered;
         let base = recovered.row.map(|row| DurableBase { number: row.number, offset: row.offset });
+        let base_every = base_every(claim.writer.room(), recovered.row.map_or(0, |row| row.bytes));
         Self {
             next_schema: recovered.next_schema(),
             // The position was read back from the queue behind a durable fence.
@@ -105,7 +106,7 @@ impl LogWriter {
             changes_total: recovered.changes_total,
             base: recovered.base.map_or(RecordNumber(1), |(number, _)| number),
             bytes_at_base: recovered.row.map_or(recovered.bytes_total, |row| row.bytes_before),
-            base_every: base_every(recovered.row.map_or(0, |row| row.bytes)),
+            base_every,
             next_base: None,
             history: recovered.history,
             schemas: recovered.schemas,
@@ -183,6 +184,17 @@ impl LogWriter {
         self.out.waiting_bytes() + self.batch.len()
     }
 
+    /// How the queue's storage is.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.out.room()
+    }
+
+    /// Ends what [`super::takeover::claim`] began on a full disk. Everything given is durable.
+    pub(super) fn room_is_made(&mut self) {
+        self.out.make_room(false);
+    }
+
     /// True while [`Self::advance`] has something to do.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -252,7 +264,7 @@ impl LogWriter {
         }
         self.schemas = schemas;
         self.next_base = Some(first);
-        self.base_every = base_every(self.bytes_total - self.bytes_at_base);
+        self.base_every = base_every(self.out.room(), self.bytes_total - self.bytes_at_base);
         if let Some(position) = self.given {
             let progress = Progress { position, source_time_us: self.source_time_us, heartbeat: false };
             self.give(&Body::Progress(progress), 0, Mark { position: Some(position), opens_base: None, closes_base: true });

@@ -35,7 +35,7 @@ use super::silent::Silence;
 use super::spill::SpillSpace;
 use super::status::{CaptureState, CaptureStatus};
 use super::takeover::claim;
-use super::upkeep::{Upkeep, Written};
+use super::upkeep::{Upkeep, Written, trim_before};
 use super::worker::{Owned, Parts, Worker};
 use crate::config::SourceConfig;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -105,16 +105,23 @@ impl Site {
         let continued = slot::check_history(&history, server, lineage, end)?;
         let row = slot::check_usable(slot::read(catalog.client(), &history.slot).await?, &history)?;
         slot::check_confirmed(&row, &history.slot, end)?;
+        let makes_room = claim.makes_room;
         let mut log = LogWriter::new(claim, self.queue.max_record_bytes());
         if let Some(history) = continued {
             tracing::warn!(timeline = history.timeline, end = %end, "the source was promoted and has everything that the queue has: going on");
             log.set_history(history);
+            log.give_base();
+        } else if makes_room {
             log.give_base();
         } else {
             log.ensure_base();
         }
         log.drain().await?;
         announce(&self.queue, self.stream(), log.epoch(), log.durable_base()).await?;
+        if let Some(base) = log.durable_base().filter(|_| makes_room) {
+            log.room_is_made();
+            trim_before(&self.queue, self.stream(), base).await?;
+        }
         tracing::info!(stream = self.stream(), slot = history.slot, epoch = %log.epoch(), position = %end, "streaming");
         Ok(log)
     }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::append::BASE_EVERY_BYTES;
+use super::append::{BASE_EVERY_BYTES, LogWriter};
 use super::begin::{Beginning, begin_stream, beginning};
-use super::model::{MemoryQueue, begun_in, genesis, header, table, take_over};
+use super::model::{MAX_RECORD, MemoryQueue, begun_in, genesis, header, table, take_over};
 use super::recover::EntryPoint;
 use super::takeover::claim;
-use super::upkeep::{Upkeep, Written, consumers, slowest_of};
+use super::upkeep::{Upkeep, Written, consumers, slowest_of, trim_before};
 use crate::error::ErrorKind;
 use crate::event::{QueueOffset, RecordNumber};
 use crate::halt::HaltCode;
@@ -18,8 +18,12 @@ use crate::preflight::init::stream::hold;
 use crate::queue::ConsumerProgress;
 
 async fn consume(queue: &MemoryQueue, keep_from: u64) {
+    consume_to(queue, keep_from, RecordNumber(1)).await;
+}
+
+async fn consume_to(queue: &MemoryQueue, keep_from: u64, number: RecordNumber) {
     use crate::queue::Queue;
-    let (keep_from, number) = (QueueOffset(keep_from), RecordNumber(1));
+    let keep_from = QueueOffset(keep_from);
     let progress = ConsumerProgress { keep_from, number, position: None, bytes_so_far: 0, changes_so_far: 0, at_us: 0 };
     let value = Bytes::from(serde_json::to_vec(&progress).unwrap());
     queue.registry_put("s", "consumer/c", Some(value)).await.unwrap();
@@ -72,6 +76,44 @@ async fn a_claim_without_room_trims_what_nobody_needs() {
     }
     memory.0.lock().unwrap().full = false;
     take_over(&queue).await;
+}
+
+/// Everything was consumed, and all of it lay in one segment behind the newest base: trimming gave nothing back, and the fence never found room.
+#[tokio::test]
+async fn a_claim_without_room_makes_it_once_every_consumer_is_through() {
+    let memory = MemoryQueue::default();
+    let queue = begun_in(memory.clone()).await;
+    let mut log = take_over(&queue).await;
+    log.give_transaction(&header(1000), 1, b"a");
+    log.give_schema(table(1, "t"));
+    log.drain().await.unwrap();
+    let (last, end) = (log.last_reachable(), memory.0.lock().unwrap().records.len());
+    drop(log);
+    memory.0.lock().unwrap().full = true;
+    consume_to(&memory, 1, RecordNumber(last.0 - 1)).await;
+    assert_eq!(claim(&queue, "s", "test").await.err().unwrap().kind(), ErrorKind::NoSpace);
+    assert_eq!(memory.0.lock().unwrap().records.len(), end, "nothing is taken of the reserve beside a slow consumer");
+
+    consume_to(&memory, 1, last).await;
+    let claim = claim(&queue, "s", "test").await.unwrap();
+    assert_eq!(memory.0.lock().unwrap().apart, [end], "the fence begins what is kept");
+    assert!(claim.makes_room);
+    let mut log = LogWriter::new(claim, MAX_RECORD);
+    log.give_base();
+    log.drain().await.unwrap();
+    log.room_is_made();
+    let base = log.durable_base().unwrap();
+    assert!(base.offset.0 as usize > end);
+    let consumer = async {
+        tokio::task::yield_now().await;
+        assert_eq!(memory.0.lock().unwrap().start, 1, "not before the consumer has the base");
+        consume_to(&memory, base.offset.0, log.last()).await;
+    };
+    let (trimmed, ()) = tokio::join!(trim_before(&queue, "s", base), consumer);
+    trimmed.unwrap();
+    assert_eq!(memory.0.lock().unwrap().start as u64, base.offset.0);
+    log.give_transaction(&header(2000), 1, b"b");
+    assert_eq!(log.drain().await.unwrap_err().kind(), ErrorKind::NoSpace, "the reserve is for what makes room alone");
 }
 
 /// `init` took one read without an answer for the end of the log, began a stream that was running, and fenced its daemon.

@@ -31,14 +31,16 @@ pub(super) struct Memory {
     created: bool,
     /// Readers give nothing from here on, as if they were slow.
     pub(super) slow_from: Option<usize>,
-    /// Nothing is taken.
+    /// Nothing is taken but what makes room.
     pub(super) full: bool,
+    /// Where what made room began.
+    pub(super) apart: Vec<usize>,
 }
 
 #[derive(Clone, Default)]
 pub(super) struct MemoryQueue(pub(super) Arc<Mutex<Memory>>);
 
-struct MemoryWriter(MemoryQueue, Vec<u64>);
+struct MemoryWriter(MemoryQueue, Vec<u64>, bool);
 struct MemoryReader(MemoryQueue, usize);
 
 #[async_trait]
@@ -53,7 +55,7 @@ impl Queue for MemoryQueue {
         Ok(memory.created.then_some(Bounds { start, end, stored_bytes: None }))
     }
     async fn writer(&self, _: &str) -> Result<Box<dyn QueueWriter>> {
-        Ok(Box::new(MemoryWriter(self.clone(), Vec::new())))
+        Ok(Box::new(MemoryWriter(self.clone(), Vec::new(), false)))
     }
     async fn reader(&self, _: &str, from: QueueOffset) -> Result<Box<dyn QueueReader>> {
         assert!(from.0 as usize >= self.0.lock().unwrap().start);
@@ -89,7 +91,7 @@ impl QueueWriter for MemoryWriter {
     async fn append(&mut self, record: Bytes) -> Result<Ticket> {
         assert!(record.len() <= MAX_RECORD, "{} bytes", record.len());
         let mut memory = self.0.0.lock().unwrap();
-        if memory.full {
+        if memory.full && !self.2 {
             return Err(Error::new(ErrorKind::NoSpace, "full"));
         }
         self.1.push(memory.records.len() as u64);
@@ -103,6 +105,12 @@ impl QueueWriter for MemoryWriter {
             }
             _ => std::future::pending().await,
         }
+    }
+    fn make_room(&mut self, on: bool) {
+        self.2 = on;
+        let mut memory = self.0.0.lock().unwrap();
+        let end = memory.records.len();
+        memory.apart.extend(on.then_some(end));
     }
 }
 

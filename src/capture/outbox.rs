@@ -16,7 +16,7 @@ use futures::FutureExt;
 use crate::error::Result;
 use crate::event::{Position, QueueOffset, RecordNumber};
 use crate::failpoint;
-use crate::queue::{Durable, DurablePosition, QueueWriter, Ticket};
+use crate::queue::{Durable, DurablePosition, QueueWriter, Room, Ticket};
 
 /// A base that is durable, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,15 @@ impl Outbox {
 
     pub(super) fn is_busy(&self) -> bool {
         !self.given.is_empty() || !self.accepted.is_empty()
+    }
+
+    pub(super) fn room(&self) -> Room {
+        self.writer.room()
+    }
+
+    /// As [`QueueWriter::make_room`]; nothing may be on its way.
+    pub(super) fn make_room(&mut self, on: bool) {
+        self.writer.make_room(on);
     }
 
     pub(super) fn durable(&self) -> Option<DurablePosition> {

@@ -83,9 +83,9 @@ impl EntryPoint {
     pub async fn find(queue: &Arc<dyn Queue>, stream: &str) -> Result<Self> {
         let bounds = queue.bounds(stream).await?;
         let hint = WriterHint::newest(&queue.registry(stream).await?)?;
-        // A registry that names a base, and no log for it to lie in: the topic was deleted, or made anew.
+        // A registry that names a base, and no log for it to lie in: the topic was deleted, or made anew, and may hold the fence of whoever came first.
         let past = hint.filter(|hint| hint.base_offset > QueueOffset(0));
-        if let Some(hint) = past.filter(|_| bounds.is_none_or(|bounds| bounds.end == QueueOffset(0))) {
+        if let Some(hint) = past.filter(|hint| bounds.is_none_or(|bounds| lacks(bounds, hint.base_offset))) {
             let message =
                 format!("a writer of epoch {} wrote stream '{stream}', and the queue no longer has any of it", hint.epoch);
             return Err(Error::halt(HaltCode::QueueLost, message));
@@ -125,6 +125,11 @@ impl EntryPoint {
         }
         Ok(this)
     }
+}
+
+/// True when a base that was durable cannot be in what is there. A claim names the place of its own fence before it is there, in a log that was emptied.
+fn lacks(bounds: Bounds, base: QueueOffset) -> bool {
+    (bounds.end <= base && bounds.start < base) || (bounds.is_empty() && bounds.start > base)
 }
 
 /// What the queue says it has, it must give.

@@ -23,7 +23,9 @@
 //! claim was in the registry before the fence was in the log, so before the base was durable: the look finds it, and the stale writer stops.
 //!
 //! A queue without room for the fence would never have any again if only the stream's owner trimmed: consumers read on, and nobody acts on it. So
-//! a claim that finds no room trims for the next one.
+//! a claim that finds no room trims for the next one. Trimming goes no further than the newest base and gives back whole segments: on a disk that is smaller, or that
+//! others have filled, that is nothing. Once every consumer has everything, the fence stands apart and takes of the queue's reserve, a new base behind it
+//! does as well (`connect.rs`), and as soon as the consumers have that one everything before it goes.
 //!
 //! Rejected: reading the whole stream to its end before the fence. The end moves while another writer lives, and Kafka cannot say
 //! exactly where it is; a fence that turns out to be void costs 300 bytes and says what to do next.
@@ -60,6 +62,8 @@ pub struct Claim {
     pub nonce: Nonce,
     /// Where the stream stands.
     pub recovered: Recovered,
+    /// The fence took of the queue's reserve: a base comes next, so that what is before it can be trimmed.
+    pub(super) makes_room: bool,
 }
 
 /// Claims a stream that exists. An empty one is claimed under a new identity, or under that of somebody who does so at the same time and comes first; only
@@ -69,19 +73,22 @@ pub struct Claim {
 /// As [`EntryPoint::find`]; [`ErrorKind::Held`] when the queue knows of another writer or too many races were lost; those of the queue.
 /// [`ErrorKind::NoSpace`] means that there may be room for the next attempt: what nobody needs any more is gone.
 pub async fn claim(queue: &Arc<dyn Queue>, stream: &str, holder: &str) -> Result<Claim> {
-    let claimed = fence_off(queue, stream, holder).await;
-    if claimed.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace)
-        && let Err(error) = make_room(queue, stream).await
-    {
-        tracing::warn!(stream, %error, "the queue is full and could not be trimmed");
+    let claimed = fence_off(queue, stream, holder, false).await;
+    if claimed.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace) {
+        match make_room(queue, stream).await {
+            Ok(true) => return fence_off(queue, stream, holder, true).await,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(stream, %error, "the queue is full and could not be trimmed"),
+        }
     }
     claimed
 }
 
-async fn fence_off(queue: &Arc<dyn Queue>, stream: &str, holder: &str) -> Result<Claim> {
+async fn fence_off(queue: &Arc<dyn Queue>, stream: &str, holder: &str, makes_room: bool) -> Result<Claim> {
     let entry = EntryPoint::find(queue, stream).await?;
     let mut identity = entry.stream.unwrap_or_else(|| StreamId(rand::random_range(1..u64::MAX)));
     let mut writer = queue.writer(stream).await?;
+    writer.make_room(makes_room);
     let mut reader = queue.reader(stream, entry.offset).await?;
     let mut filter = FenceFilter::new();
     let mut recovered = Recovered::default();
@@ -95,7 +102,7 @@ async fn fence_off(queue: &Arc<dyn Queue>, stream: &str, holder: &str) -> Result
         read_to(&mut *reader, offset, &mut filter, &mut recovered).await.at(|| format!("stream '{stream}'"))?;
         match filter.in_force() {
             Some(found) if found == (epoch, nonce) => {
-                return Ok(Claim { writer, ticket, stream: identity, epoch, nonce, recovered });
+                return Ok(Claim { writer, ticket, stream: identity, epoch, nonce, recovered, makes_room });
             }
             Some((highest, _)) => (epoch, identity) = (highest.next(), filter.stream().unwrap_or(identity)),
             None => {}

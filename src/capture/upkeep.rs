@@ -15,25 +15,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::begin::put_hint;
 use super::outbox::DurableBase;
-use super::recover::WriterHint;
+use super::recover::{self, WriterHint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Epoch, QueueOffset, RecordNumber};
 use crate::queue::{CONSUMER_PREFIX, ConsumerProgress, Queue};
 
 /// Pause between two rounds while there is room.
 const EVERY: Duration = Duration::from_secs(2);
-/// Pause while the queue is full.
+/// Pause while the queue is full, or its disk nearly so.
 const EVERY_WHEN_FULL: Duration = Duration::from_millis(100);
+
+/// Consumers that have everything take the next base within moments, if they run at all.
+const CONSUMERS_WAIT: Duration = Duration::from_secs(10);
 
 /// What the worker tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// The newest durable base.
     pub base: Option<DurableBase>,
-    /// The worker stands still because the queue is full.
+    /// The worker stands still because the queue is full, or soon will because the disk is.
     pub waiting: bool,
 }
 
@@ -136,13 +140,32 @@ fn trim_below(consumers: &BTreeMap<String, ConsumerProgress>, base: DurableBase)
 
 /// Trims by what the registry says alone, for a writer that has no room for its fence and so can neither own the stream nor have upkeep. Every
 /// consumer's place is a base that it has read as valid, so the log may begin at the lowest; the hint may be older, if its writer filled the disk between
-/// two rounds of upkeep, and counts where there is no consumer.
+/// two rounds of upkeep, and counts where there is no consumer. True when every consumer has everything that is there.
+///
+/// # Errors
+/// Those of the queue and of reading.
+pub(super) async fn make_room(queue: &Arc<dyn Queue>, stream: &str) -> Result<bool> {
+    let registry = queue.registry(stream).await?;
+    let Some(hint) = WriterHint::newest(&registry)? else { return Ok(false) };
+    let consumers = consumers(&registry)?;
+    let lowest = consumers.values().map(|progress| progress.keep_from).min();
+    queue.trim(stream, lowest.unwrap_or(hint.base_offset)).await?;
+    let last = recover::survey(queue, stream, |_| false).await?.last_reachable;
+    Ok(consumers.values().all(|progress| progress.number >= last))
+}
+
+/// Waits a while for every consumer to have a base, and trims what is before it.
 ///
 /// # Errors
 /// Those of the queue.
-pub(super) async fn make_room(queue: &Arc<dyn Queue>, stream: &str) -> Result<()> {
-    let registry = queue.registry(stream).await?;
-    let Some(hint) = WriterHint::newest(&registry)? else { return Ok(()) };
-    let lowest = consumers(&registry)?.values().map(|progress| progress.keep_from).min();
-    queue.trim(stream, lowest.unwrap_or(hint.base_offset)).await
+pub(super) async fn trim_before(queue: &Arc<dyn Queue>, stream: &str, base: DurableBase) -> Result<()> {
+    let patience = Instant::now() + CONSUMERS_WAIT;
+    loop {
+        let below = trim_below(&consumers(&queue.registry(stream).await?)?, base);
+        queue.trim(stream, below).await?;
+        if below == base.offset || Instant::now() > patience {
+            return Ok(());
+        }
+        tokio::time::sleep(EVERY_WHEN_FULL).await;
+    }
 }

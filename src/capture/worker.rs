@@ -41,6 +41,7 @@ use crate::queue::DurablePosition;
 use crate::task::ended_early;
 
 mod intake;
+mod room;
 
 /// Records that the queue has not accepted: past this the source is not read.
 const OUTBOX_BYTES: usize = 4 << 20;
@@ -87,6 +88,8 @@ pub(super) struct Worker {
     listening: bool,
     /// The emission waits for room for so many bytes.
     wants_room: Option<u64>,
+    /// The queue's disk is short since then.
+    short_since: Option<Instant>,
     wal_end: Lsn,
     server_time_us: i64,
     confirmed: Option<DurablePosition>,
@@ -122,6 +125,7 @@ impl Worker {
             emission: None,
             listening: true,
             wants_room: None,
+            short_since: None,
             wal_end: Lsn(0),
             server_time_us: 0,
             confirmed: None,
@@ -145,13 +149,14 @@ impl Worker {
             self.feed_back().await?;
             let full = self.is_full();
             self.tell_upkeep(full);
-            let listening = self.emission.is_none() && !full && self.parts.log.waiting_bytes() < OUTBOX_BYTES;
+            let short = self.waits_for_disk()?;
+            let listening = self.emission.is_none() && !full && !short && self.parts.log.waiting_bytes() < OUTBOX_BYTES;
             self.listening = listening;
             if !listening {
                 self.last_heard = Instant::now();
             }
             let emitting = self.emission.is_some() && self.wants_room.is_none_or(|bytes| self.has_room(bytes));
-            let emitting = emitting && self.parts.log.waiting_bytes() < OUTBOX_BYTES;
+            let emitting = emitting && !short && self.parts.log.waiting_bytes() < OUTBOX_BYTES;
             tokio::select! {
                 biased;
                 moved = self.parts.log.advance(), if self.parts.log.is_busy() => drop(moved?),
@@ -216,35 +221,6 @@ impl Worker {
 
     fn is_known(&self, end: Lsn) -> bool {
         self.given().is_some_and(|given| end <= given)
-    }
-
-    /// Bytes from the slowest consumer to the end.
-    fn queued_bytes(&self) -> u64 {
-        let behind = |slowest: &Slowest| self.parts.log.bytes_total().saturating_sub(slowest.bytes_so_far);
-        self.parts.slowest.borrow().as_ref().map_or(0, behind)
-    }
-
-    fn is_full(&self) -> bool {
-        self.queued_bytes() >= self.parts.queue_max_bytes && !self.all_caught_up()
-    }
-
-    /// Room for a large transaction: what is queued and it together fit, or nothing is queued.
-    fn has_room(&self, bytes: u64) -> bool {
-        self.queued_bytes().saturating_add(bytes) <= self.parts.queue_max_bytes || self.all_caught_up()
-    }
-
-    fn all_caught_up(&self) -> bool {
-        self.parts.slowest.borrow().as_ref().is_none_or(|slowest| slowest.number >= self.parts.log.last_reachable())
-    }
-
-    fn tell_upkeep(&self, full: bool) {
-        let waiting = full || self.wants_room.is_some_and(|bytes| !self.has_room(bytes));
-        let next = Written { base: self.parts.log.durable_base(), waiting };
-        self.parts.written.send_if_modified(|now| {
-            let moved = *now != next;
-            *now = next;
-            moved
-        });
     }
 
     /// Confirms what has become durable (I1).
@@ -351,8 +327,7 @@ impl Worker {
     }
 
     fn report(&self) {
-        let full = self.is_full() || self.wants_room.is_some_and(|bytes| !self.has_room(bytes));
-        let state = if full { CaptureState::QueueFull } else { CaptureState::Streaming };
+        let state = if self.wants_for_room() { CaptureState::QueueFull } else { CaptureState::Streaming };
         let heartbeat_error = match &*self.parts.pulse.borrow() {
             Pulse::Starting | Pulse::Beating => None,
             Pulse::ReadOnly => Some("the source takes no writes".to_owned()),

@@ -3,6 +3,7 @@
 pub mod check;
 mod emptying;
 pub mod init;
+pub(crate) mod put_off;
 mod running;
 pub mod schema_changes;
 pub mod tables;

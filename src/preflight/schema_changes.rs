@@ -9,6 +9,7 @@
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::tables::TablePatterns;
+use crate::capture::postgres::publication::mark;
 use crate::config::{SchemaChanges, SourceConfig};
 use crate::error::Result;
 use crate::event::TableName;
@@ -176,7 +177,8 @@ impl State {
     #[must_use]
     pub fn statements(&self, wanted: SchemaChanges, changing: bool) -> Vec<String> {
         match wanted {
-            SchemaChanges::Halt if self.lingers() => vec![self.withdraw()],
+            // From then on the mark alone knows the tables that the triggers took in.
+            SchemaChanges::Halt if self.lingers() => vec![self.withdraw(), mark(&self.publication)],
             SchemaChanges::Carry if self.can_carry() => {
                 let mut statements = self.install();
                 if !statements.is_empty() || changing || !self.is_enrolled() || self.untold > 0 {

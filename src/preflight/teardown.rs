@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::init::{Line, Outcome, Report, select, slot};
 use super::running::{self, Daemons};
-use super::{counted, schema_changes};
+use super::{counted, put_off, schema_changes};
 use crate::capture::begin::{Beginning, beginning, publication_name};
 use crate::config::{Config, ReplicaConfig, SourceConfig};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -273,42 +273,37 @@ async fn clear_replica(config: &ReplicaConfig, report: Report<'_>) -> Result<Out
     if !ledger::exists(&mut replica).await? {
         return Ok(Outcome::Unchanged);
     }
-    for statement in put_off(&mut replica, &config.name).await? {
-        let place = config.connect.address();
-        let name = &config.name;
-        report(Line::Note(format!("replica {name}, {place}: put off until the copy was complete, and not built: {statement};")));
-    }
+    let fail = |e| classify(e, Side::Replica);
+    let mut transaction = replica.begin().await.map_err(fail)?;
+    let kept = put_off::keep(&mut transaction, &config.name).await?;
     let gone = sqlx::query("DELETE FROM millstream.replica WHERE name IN ($1, $2)")
         .bind(&config.name)
         .bind(ledger::added(&config.name))
-        .execute(&mut replica)
+        .execute(&mut *transaction)
         .await
-        .map_err(|e| classify(e, Side::Replica))?;
-    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM millstream.replica")
-        .fetch_one(&mut replica)
-        .await
-        .map_err(|e| classify(e, Side::Replica))?;
+        .map_err(fail)?;
+    let left: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM millstream.replica").fetch_one(&mut *transaction).await.map_err(fail)?;
     if left == 0 {
-        let removal = ledger::removal(&mut replica).await?;
-        run(&mut replica, Side::Replica, removal).await?;
+        let removal = ledger::removal(&mut transaction).await?;
+        run(&mut transaction, Side::Replica, removal).await?;
+    }
+    transaction.commit().await.map_err(fail)?;
+    let (name, place) = (&config.name, config.connect.address());
+    for statement in &kept {
+        report(Line::Note(format!("replica {name}, {place}: put off until the copy was complete, and not built: {statement};")));
+    }
+    if !kept.is_empty() {
+        report(Line::Note(format!(
+            "replica {name}: the next init of these tables takes that over from table millstream.put_off, which stays; if there will be none, \
+             run the statements, then DROP TABLE millstream.put_off"
+        )));
     }
     if gone.rows_affected() == 0 && left > 0 {
         return Ok(Outcome::Unchanged);
     }
     report(Line::Done(format!("replica {}: dropped its ledger; its tables stay as they are", config.name)));
     Ok(Outcome::Changed)
-}
-
-async fn put_off(replica: &mut PgConnection, name: &str) -> Result<Vec<String>> {
-    let rows = sqlx::query(
-        "SELECT statement FROM millstream.deferred_ddl WHERE replica IN ($1, $2) AND NOT done ORDER BY replica, ordinal",
-    )
-    .bind(name)
-    .bind(ledger::added(name))
-    .fetch_all(replica)
-    .await
-    .map_err(|e| classify(e, Side::Replica))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn clear_registration(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, report: Report<'_>) -> Result<Outcome> {

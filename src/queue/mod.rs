@@ -132,6 +132,26 @@ pub trait Queue: Send + Sync + 'static {
     fn max_record_bytes(&self) -> usize;
 }
 
+/// How a writer's storage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Trimming gives back about so many bytes at a time, so bases are not further apart.
+    pub step_bytes: u64,
+    /// Bytes that may still be appended.
+    pub free_bytes: u64,
+}
+
+impl Room {
+    /// Of a queue that does not know, or need not care.
+    pub const ENOUGH: Self = Self { step_bytes: u64::MAX, free_bytes: u64::MAX };
+
+    /// True when what nobody needs any more should go at once.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.free_bytes < self.step_bytes.saturating_mul(2) && *self != Self::ENOUGH
+    }
+}
+
 /// Appends to one stream.
 #[async_trait]
 pub trait QueueWriter: Send {
@@ -140,6 +160,17 @@ pub trait QueueWriter: Send {
 
     /// Waits until a ticket after `seen` is durable and gives the last that is. Cancel-safe.
     async fn durable_past(&mut self, seen: Ticket) -> Result<Durable>;
+
+    /// How its storage is now.
+    fn room(&self) -> Room {
+        Room::ENOUGH
+    }
+
+    /// Begins or ends what makes room: while it is on, records may take of what the queue otherwise leaves of a full disk, and the first of them stands
+    /// so that trimming can give back everything before it. A queue on storage of somebody else's has no use for it.
+    fn make_room(&mut self, on: bool) {
+        let _ = on;
+    }
 }
 
 /// Reads one stream.

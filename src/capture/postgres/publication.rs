@@ -3,9 +3,12 @@
 //! (PostgreSQL documentation, "Logical Replication", "Row Filters", "Column Lists"; `CREATE PUBLICATION`). Whoever alters Millstream's own publication loses
 //! changes for good, also when it is put back, and has to be told (I5).
 //!
-//! So the publication carries a mark, its comment: the transaction that wrote its row in `pg_publication`. Adding and dropping tables leaves that row alone;
-//! other options, and a publication made anew, do not, whoever looks and whenever. What leaves no trace there (a row filter, a column list, a table
-//! taken out) is looked for while capture runs, and written into the mark when it is found.
+//! So the publication carries a mark, its comment: the transaction that wrote its row in `pg_publication`, and of each table the row in
+//! `pg_publication_rel` that put it there. Other options and a publication made anew do not agree with the first; a table that was taken out, also one that is back, and
+//! a row filter or a column list that came and went (from PostgreSQL 15 on those make another row, documentation of `ALTER PUBLICATION`) not with the second:
+//! whoever looks and whenever. `init` writes the mark anew with each change of its own, in one transaction with it, and what was there keeps the row that it had. The
+//! event triggers, which publish tables that are made, keep their rows in their own memory (`millstream.known_table`): the comment is nothing that the application's transactions may wait
+//! for. A table that was dropped is nobody's alteration. What is found is written into the mark.
 
 use std::time::Duration;
 
@@ -20,20 +23,38 @@ pub const OPTIONS: &str = "publish = 'insert, update, delete, truncate', publish
 
 /// True where the event triggers of schema changes are there to be asked which tables were published.
 pub const CARRIES: &str = "SELECT pg_catalog.count(*) = 2 AS carries FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid \
-     WHERE n.nspname = 'millstream' AND c.relname IN ('known_table', 'captured') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') \
-     AND pg_catalog.has_table_privilege(c.oid, 'SELECT')";
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND (c.relname, a.attname) IN (('known_table', 'entries'), ('captured', 'entry')) \
+     WHERE n.nspname = 'millstream' AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')";
 
 const MARK: &str = "Millstream: made in transaction ";
+/// Behind the transaction: `table:row table:row …`, numbers of `pg_class` and `pg_publication_rel`.
+const TABLES: &str = "; its tables: ";
 const SPOILED: &str = "Millstream: left changes out: ";
+/// Of a table `c` in schema `n`, whose row should be there, and the row `r` that is.
+const OUT: &str = "pg_catalog.format('table %s.%s was taken out of it', n.nspname, c.relname) || CASE WHEN r.oid IS NULL THEN '' ELSE ' and put back' END";
 const FILTERS_SINCE: u32 = 15;
 const QUERY_WAIT: Duration = Duration::from_secs(10);
 
-/// SQL that marks a publication that was just made. In one transaction with its CREATE.
+/// The tables of a mark, a row each: `relation` and `entry`.
+fn entries(mark: &str) -> String {
+    format!(
+        "(SELECT (CASE WHEN e ~ '^[0-9]+:[0-9]+$' THEN pg_catalog.split_part(e, ':', 1) END)::oid AS relation, pg_catalog.split_part(e, ':', 2) AS entry \
+         FROM pg_catalog.regexp_split_to_table(pg_catalog.substr({mark}, pg_catalog.length('{TABLES}') + nullif(pg_catalog.strpos({mark}, '{TABLES}'), 0)), ' ') e)"
+    )
+}
+
+/// SQL that marks a publication that was just made or changed. In one transaction with that.
 #[must_use]
 pub fn mark(publication: &str) -> String {
     format!(
-        "DO $$ BEGIN EXECUTE (SELECT pg_catalog.format('COMMENT ON PUBLICATION %I IS %L', p.pubname, '{MARK}' || p.xmin) \
-         FROM pg_catalog.pg_publication p WHERE p.pubname = {}); END $$",
+        "DO $$ DECLARE said text; BEGIN FOR said IN SELECT pg_catalog.format('COMMENT ON PUBLICATION %I IS %L', m.pubname, \
+           coalesce(pg_catalog.substring(m.mark, '^{MARK}[0-9]+'), '{MARK}' || m.made) || '{TABLES}' || coalesce(( \
+             SELECT pg_catalog.string_agg(r.prrelid::text || ':' || coalesce(k.entry, r.oid::text), ' ' ORDER BY r.prrelid) \
+             FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             LEFT JOIN {} k ON k.relation = r.prrelid WHERE r.prpubid = m.oid AND n.nspname <> 'millstream'), '')) \
+         FROM (SELECT p.oid, p.pubname, p.xmin::text AS made, pg_catalog.obj_description(p.oid, 'pg_publication') AS mark FROM pg_catalog.pg_publication p) m \
+         WHERE m.pubname = {} AND coalesce(m.mark, '') NOT LIKE '{SPOILED}%' LOOP EXECUTE said; END LOOP; END $$",
+        entries("m.mark"),
         quote_literal(publication)
     )
 }
@@ -50,7 +71,12 @@ pub fn left_out(publication: &str, major: u32, carries: bool) -> String {
              WHEN m.mark IS NULL THEN 'somebody made it anew, or took its comment' \
              WHEN m.mark NOT LIKE '{MARK}%' THEN 'somebody changed its comment, which says how it was made' ELSE 'somebody changed its options or its owner' END \
            FROM (SELECT pg_catalog.obj_description(p.oid, 'pg_publication') AS mark, p.xmin::text AS made FROM pg_catalog.pg_publication p \
-             WHERE p.pubname = {name}) m WHERE m.mark IS DISTINCT FROM '{MARK}' || m.made"
+             WHERE p.pubname = {name}) m WHERE pg_catalog.split_part(m.mark, '{TABLES}', 1) IS DISTINCT FROM '{MARK}' || m.made \
+         UNION ALL SELECT {OUT} FROM pg_catalog.pg_publication p \
+           CROSS JOIN LATERAL {} k JOIN pg_catalog.pg_class c ON c.oid = k.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+           LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid \
+           WHERE p.pubname = {name} AND r.oid::text IS DISTINCT FROM k.entry",
+        entries("pg_catalog.obj_description(p.oid, 'pg_publication')")
     );
     if major >= FILTERS_SINCE {
         sql += &format!(
@@ -61,23 +87,15 @@ pub fn left_out(publication: &str, major: u32, carries: bool) -> String {
         );
     }
     if carries {
-        let out = |relation: &str| {
-            format!(
-                "NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
-                 WHERE p.pubname = {name} AND r.prrelid = {relation})"
-            )
-        };
-        // The facts of the few that are out are read, not everybody's.
         sql += &format!(
-            " UNION ALL SELECT pg_catalog.format('table %s.%s was taken out of it', n.nspname, c.relname) \
-             FROM (SELECT k.relation, k.facts FROM millstream.known_table k WHERE {} OFFSET 0) k JOIN pg_catalog.pg_class c ON c.oid = k.relation \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE k.facts -> 'published' ? {name} \
-             AND EXISTS (SELECT FROM millstream.captured WHERE publication = {name}) \
-             UNION ALL SELECT 'table millstream.schema_change was taken out of it' FROM millstream.captured m \
-             JOIN pg_catalog.pg_class c ON c.relname = 'schema_change' JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             AND n.nspname = 'millstream' WHERE m.publication = {name} AND EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) AND {}",
-            out("k.relation"),
-            out("c.oid")
+            " UNION ALL SELECT {OUT} FROM (SELECT k.relation, k.entries ->> {name} AS entry FROM millstream.known_table k WHERE k.entries ? {name}) k \
+             JOIN pg_catalog.pg_publication p ON p.pubname = {name} JOIN pg_catalog.pg_class c ON c.oid = k.relation \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid \
+             WHERE EXISTS (SELECT FROM millstream.captured WHERE publication = {name}) AND r.oid::text IS DISTINCT FROM k.entry \
+             UNION ALL SELECT {OUT} FROM millstream.captured m JOIN pg_catalog.pg_publication p ON p.pubname = m.publication \
+             JOIN pg_catalog.pg_class c ON c.relname = 'schema_change' JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'millstream' \
+             LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid \
+             WHERE m.publication = {name} AND r.oid IS DISTINCT FROM m.entry"
         );
     }
     sql

@@ -146,6 +146,7 @@ async fn publication(findings: &mut Findings, source: &SourceConfig, connection:
     }
     let mut altered = altered(connection, &name).await?;
     // It may be written into the mark as well.
+    altered.sort();
     altered.dedup();
     if altered.is_empty() {
         findings.ok("publication", format!("{name} leaves nothing out"));

@@ -21,6 +21,8 @@ pub enum DeferredKind {
     Other,
     /// A foreign key.
     ForeignKey,
+    /// A foreign key that was made without reading its table is checked.
+    Validate,
 }
 
 impl DeferredKind {
@@ -33,7 +35,15 @@ impl DeferredKind {
             Self::Unique => "unique",
             Self::Other => "other",
             Self::ForeignKey => "foreign_key",
+            Self::Validate => "validate",
         }
+    }
+
+    /// The other way. What an older version wrote differently is built with the rest.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let all = [Self::Key, Self::Index, Self::Unique, Self::Other, Self::ForeignKey, Self::Validate];
+        all.into_iter().find(|kind| kind.as_str() == text).unwrap_or(Self::Other)
     }
 }
 
@@ -137,7 +147,8 @@ pub fn take_off(existing: &TableDefinition) -> ([Vec<String>; 2], Vec<Deferred>)
         drops[1].push(format!("DROP INDEX {}.{}", quote_ident(&existing.table.schema), quote_ident(&index.name)));
     }
     // Plain indexes and checks stay as they are.
-    let kept = |d: &Deferred| d.kind != DeferredKind::Index && !d.statement.ends_with(" NOT VALID");
+    let check = |d: &Deferred| d.kind == DeferredKind::Other && d.statement.ends_with(" NOT VALID");
+    let kept = |d: &Deferred| d.kind != DeferredKind::Index && !check(d);
     (drops, later.into_iter().filter(kept).collect())
 }
 

@@ -64,6 +64,9 @@ pub async fn plan(source: &mut PgConnection, publication: &str, wanted: &[TableN
         let list = removed.iter().map(quote_table).collect::<Vec<_>>().join(", ");
         statements.push(format!("ALTER PUBLICATION {name} DROP TABLE {list}"));
     }
+    if !statements.is_empty() {
+        statements = vec![format!("{};\n{}", statements.join(";\n"), mark(publication))];
+    }
     Ok(PublicationPlan { statements, added, removed })
 }
 

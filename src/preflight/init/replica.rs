@@ -16,7 +16,7 @@ use super::types::{self, Extension, TypeDefinition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{History, StreamId, TableName};
 use crate::postgres::sql::{Side, classify, quote_ident, quote_table};
-use crate::preflight::emptying;
+use crate::preflight::{emptying, put_off};
 use crate::queue::log::Cursor;
 use crate::replica::postgres::ledger::{self, CopyState};
 
@@ -128,13 +128,17 @@ pub async fn plan(
     let here: BTreeMap<&TableName, &TableDefinition> = here.values().map(|t| (&t.table, t)).collect();
     plan.there = here.keys().map(|&name| name.clone()).collect();
     let casts = Casts::read(replica).await?;
+    let kept = put_off::read(replica).await?;
     let (mut drops, mut holding) = ([Vec::new(), Vec::new()], Vec::new());
     for table in &fresh {
         match here.get(&table.table) {
             Some(found) => {
-                plan.refused.extend(misfits(table, found, &casts).into_iter().map(|misfit| format!("{}: {misfit}", table.table)));
+                let whole = put_off::with_key(found, if loading == Loading::Copy { &kept } else { &[] });
+                plan.refused
+                    .extend(misfits(table, &whole, &casts).into_iter().map(|misfit| format!("{}: {misfit}", table.table)));
                 if loading == Loading::Copy {
                     take_off(found, &mut drops, &mut plan);
+                    put_off::take_over(found, &kept, &mut plan);
                 }
                 if loading == Loading::Copy && has_rows(replica, &table.table).await? {
                     holding.push(table.table.clone());
@@ -156,6 +160,9 @@ pub async fn plan(
         make_missing(replica, blueprint, &existing, &missing, &mut plan).await?;
         plan.statements.extend(drops.into_iter().flatten());
         plan.deferred.sort_by_key(|d| d.kind);
+    } else {
+        let mine = kept.iter().filter(|later| here.contains_key(&later.table));
+        plan.notes.extend(mine.map(|later| format!("a copy that was given up did not come to build: {};", later.statement)));
     }
     Ok(plan)
 }
@@ -386,6 +393,9 @@ async fn write_tables(
     .bind(ledger::added(name))
     .execute(&mut *replica)
     .await?;
+    if state == CopyState::Pending {
+        put_off::forget(&mut *replica, &plan.tables).await?;
+    }
     put_off(replica, name, &plan.deferred).await
 }
 

@@ -18,6 +18,17 @@ use crate::failpoint;
 /// The writer leaves so much of the disk: consumers say in the registry how far they are and trimming writes where the stream begins, and
 /// without those a full disk would stay full. docs/operations.md names it.
 pub(super) const RESERVE_BYTES: u64 = 8 << 20;
+/// So much of that is left even by the fence and the base that let a full segment go.
+const LAST_BYTES: u64 = 4 << 20;
+/// Trimming gives back whole segments, so one is at most this share of what the queue may take of the disk …
+const SEGMENTS: u64 = 8;
+/// … and at least so large.
+const SMALLEST_SEGMENT: u64 = 1 << 20;
+
+/// The largest segment of a queue that may hold so many bytes.
+pub(super) fn segment_bytes(wanted: u64, most: u64) -> u64 {
+    wanted.min((most / SEGMENTS).max(SMALLEST_SEGMENT))
+}
 
 /// Appends batches to a stream's last segment.
 pub(super) struct Appender {
@@ -28,6 +39,10 @@ pub(super) struct Appender {
     /// Offset of the next record.
     end: u64,
     segment_bytes: u64,
+    /// What is written makes room.
+    makes_room: bool,
+    /// The next batch begins a segment.
+    apart: bool,
     buffer: Vec<u8>,
 }
 
@@ -48,10 +63,31 @@ impl Appender {
         recover(&segment, tail).at(|| segment.name())?;
         // A roll may have been killed, or have failed, before the name was durable.
         folder.sync()?;
-        let mut this =
-            Self { folder, segment, at: tail.at, end: tail.end, segment_bytes: options.segment_bytes, buffer: Vec::new() };
+        let most = folder.free_bytes()?.saturating_sub(RESERVE_BYTES).saturating_add(segment::stored_bytes(&*folder)?);
+        let mut this = Self {
+            folder,
+            segment,
+            at: tail.at,
+            end: tail.end,
+            segment_bytes: segment_bytes(options.segment_bytes, most),
+            makes_room: false,
+            apart: false,
+            buffer: Vec::new(),
+        };
         this.seal()?;
         Ok(this)
+    }
+
+    /// A segment is ended before it gets larger.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
+    /// Begins or ends what makes room: the fence and the base behind which everything can be trimmed. They begin a segment, so that the one before can go
+    /// whole, and may take of the reserve.
+    pub(super) fn make_room(&mut self, on: bool) {
+        self.apart |= on && !self.makes_room;
+        self.makes_room = on;
     }
 
     /// Offset that the next record gets.
@@ -63,18 +99,21 @@ impl Appender {
     pub(super) fn write_batch<'a>(&mut self, records: impl ExactSizeIterator<Item = &'a Bytes> + Clone) -> Result<()> {
         let bytes: u64 = records.clone().map(|r| FRAME_HEADER + r.len() as u64).sum();
         let free = self.folder.free_bytes()?;
-        if free < RESERVE_BYTES + bytes {
+        let kept = if self.makes_room { LAST_BYTES } else { RESERVE_BYTES };
+        if free < kept + bytes {
             let message = format!(
                 "{} are free on the queue's disk, {} are to be written, and the last {} are kept for what makes room",
                 ByteSize(free),
                 ByteSize(bytes),
-                ByteSize(RESERVE_BYTES)
+                ByteSize(kept)
             );
             return Err(Error::new(ErrorKind::NoSpace, message));
         }
-        if self.at + MARK + bytes > self.segment_bytes && self.end > self.segment.header.first {
+        let full = self.at + MARK + bytes > self.segment_bytes;
+        if (full || self.apart) && self.end > self.segment.header.first {
             self.roll()?;
         }
+        self.apart = false;
         let mark = Mark { at: self.at, first: self.end, records: records.len() as u32, bytes: bytes as u32 };
         self.buffer.clear();
         self.buffer.extend_from_slice(&mark.encode(self.segment.header.folder));

@@ -9,7 +9,8 @@
 //! 4. After a write or fsync failed, the writer does nothing more. An fsync is never tried again: the kernel may have marked
 //!    the pages clean. The next writer writes the batch in doubt again before it syncs.
 //! 5. One process writes (`writer.lock`); any number read.
-//! 6. The writer leaves the last of the disk to registry and trimming, so that a full disk can be drained.
+//! 6. The writer leaves the last of the disk to registry and trimming, so that a full disk can be drained. Half of that is for the fence and the
+//!    base behind which everything else can be trimmed, once every consumer is through.
 //! 7. A file or a name counts only when file and folder were synced.
 //!
 //! # On disk
@@ -43,8 +44,9 @@
 //! *Append.* The writer's thread takes what has arrived, writes mark and frames with one write, syncs, tells readers and
 //! tickets. When nothing more has arrived, it writes a *seal* behind the batch, unsynced: it says "durable up to here" to other
 //! processes and to the next recovery. The next mark takes the seal's place, so nothing is ever valid behind a seal.
-//! *Roll.* A batch that would pass the segment's size seals and syncs the segment, makes the next one under a temporary name, syncs,
-//! renames, syncs the folder. Every segment but the last so ends with a seal that holds the next one's first offset.
+//! *Roll.* A batch that would pass the segment's size, and the first of what makes room on a full disk, seals and syncs the segment, makes the next one under a
+//! temporary name, syncs, renames, syncs the folder. Every segment but the last so ends with a seal that holds the next one's first offset. Trimming gives back
+//! whole segments: one is at most an eighth of `max_bytes` and of what the queue may take of its disk, and bases come as often.
 //! *Read.* In this process up to what the writer reported; elsewhere up to the last mark. When nobody has sealed the last batch
 //! for a whole pause (its writer was killed in between), a reader that finds it whole syncs it itself and takes it: recovery
 //! keeps whole batches, so both agree.
@@ -119,7 +121,7 @@ pub use lock::FolderLock;
 /// Sizes. The defaults are right outside of tests.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A segment is ended before the batch that would make it larger.
+    /// A segment is ended before the batch that would make it larger. On a small disk it is ended earlier.
     pub segment_bytes: u64,
     /// Largest record taken.
     pub max_record_bytes: usize,
@@ -127,6 +129,15 @@ pub struct Options {
     pub in_flight_bytes: usize,
     /// About how much one batch holds.
     pub batch_bytes: usize,
+}
+
+impl Options {
+    /// For a queue that holds about so many bytes.
+    #[must_use]
+    pub fn within(max_bytes: u64) -> Self {
+        let this = Self::default();
+        Self { segment_bytes: append::segment_bytes(this.segment_bytes, max_bytes), ..this }
+    }
 }
 
 impl Default for Options {

@@ -198,6 +198,21 @@ pub(super) fn list(folder: &dyn Folder) -> Result<Vec<u64>> {
     Ok(firsts)
 }
 
+/// Bytes that the segments take.
+pub(super) fn stored_bytes(folder: &dyn Folder) -> Result<u64> {
+    let mut bytes = 0;
+    for first in list(folder)? {
+        let name = format::segment_name(first);
+        match folder.open(&name, false) {
+            Ok(file) => bytes += file.len().at(|| name)?,
+            // Trimmed since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).at(|| name),
+        }
+    }
+    Ok(bytes)
+}
+
 /// The last segment.
 ///
 /// # Errors

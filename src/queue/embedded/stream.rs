@@ -115,12 +115,7 @@ pub(super) fn create(path: &Path, name: &str) -> Result<()> {
 pub(super) fn bounds(stream: &Stream) -> Result<Bounds> {
     let (folder, known) = (&stream.folder, stream.known());
     let firsts = segment::list(folder)?;
-    let mut stored_bytes = 0;
-    for first in &firsts {
-        if let Some(segment) = segment::Segment::open(folder, stream.id, *first, false)? {
-            stored_bytes += segment.file.len().at(|| segment.name())?;
-        }
-    }
+    let stored_bytes = segment::stored_bytes(folder)?;
     let end = if known.trust_files {
         let last = segment::last(folder, stream.id, false)?;
         let tail = last.scan_beside_writer()?;

@@ -4,17 +4,19 @@
 //! meanwhile is the next batch (group commit). The first error ends the thread, and every later call returns that error.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::append::Appender;
+use super::append::{Appender, RESERVE_BYTES};
 use super::lock::FolderLock;
+use super::storage::Folder;
 use super::{Options, Progress, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::QueueOffset;
-use crate::queue::{Durable, QueueWriter, Ticket};
+use crate::queue::{Durable, QueueWriter, Room, Ticket};
 
 /// A record on its way, with the memory that it may take.
 struct Accepted {
@@ -50,6 +52,9 @@ pub(super) struct EmbeddedWriter {
     max_record_bytes: usize,
     last: Ticket,
     outcome: watch::Receiver<Outcome>,
+    /// The thread reads it before each batch.
+    makes_room: Arc<AtomicBool>,
+    step_bytes: u64,
     stream: Arc<Stream>,
 }
 
@@ -60,6 +65,8 @@ impl EmbeddedWriter {
     pub(super) fn start(appender: Appender, lock: FolderLock, stream: &Arc<Stream>, options: &Options) -> Result<Self> {
         let (records, incoming) = mpsc::unbounded_channel();
         let (report, outcome) = watch::channel(Outcome::default());
+        let step_bytes = appender.segment_bytes();
+        let makes_room = Arc::new(AtomicBool::new(false));
         let room_bytes = u32::try_from(options.in_flight_bytes).unwrap_or(u32::MAX).clamp(1, Semaphore::MAX_PERMITS as u32);
         let room = Arc::new(Semaphore::new(room_bytes as usize));
         let mut thread = Thread {
@@ -71,6 +78,7 @@ impl EmbeddedWriter {
             room: Arc::clone(&room),
             batch_bytes: options.batch_bytes,
             written: Ticket(0),
+            makes_room: Arc::clone(&makes_room),
         };
         thread.stream.update(|p| *p = Progress { durable: thread.appender.end(), live: true, ..Progress::default() });
         std::thread::Builder::new().name(format!("queue-{}", stream.name)).spawn(move || thread.run())?;
@@ -81,6 +89,8 @@ impl EmbeddedWriter {
             max_record_bytes: options.max_record_bytes,
             last: Ticket(0),
             outcome,
+            makes_room,
+            step_bytes,
             stream: Arc::clone(stream),
         })
     }
@@ -119,6 +129,16 @@ impl QueueWriter for EmbeddedWriter {
             (None, None) => Err(self.failure()),
         }
     }
+
+    fn room(&self) -> Room {
+        // A disk that cannot be asked says so at the next batch.
+        let free = self.stream.folder.free_bytes().unwrap_or(u64::MAX);
+        Room { step_bytes: self.step_bytes, free_bytes: free.saturating_sub(RESERVE_BYTES) }
+    }
+
+    fn make_room(&mut self, on: bool) {
+        self.makes_room.store(on, Ordering::Relaxed);
+    }
 }
 
 impl Drop for EmbeddedWriter {
@@ -138,6 +158,7 @@ struct Thread {
     room: Arc<Semaphore>,
     batch_bytes: usize,
     written: Ticket,
+    makes_room: Arc<AtomicBool>,
     /// Released when everything else of this is done.
     _lock: FolderLock,
 }
@@ -162,6 +183,7 @@ impl Thread {
             bytes += more.record.len();
             batch.push(more);
         }
+        self.appender.make_room(self.makes_room.load(Ordering::Relaxed));
         self.appender.write_batch(batch.iter().map(|a| &a.record))?;
         let end = self.appender.end();
         self.written = Ticket(self.written.0 + batch.len() as u64);

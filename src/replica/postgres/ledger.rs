@@ -151,16 +151,18 @@ pub async fn exists(connection: &mut PgConnection) -> Result<bool> {
     within(SHORT_WAIT, "looking for the ledger", query.fetch_one(connection)).await
 }
 
-/// What removes the ledger with everything in it. A database that is a source as well keeps its side of schema changes in the same schema.
+/// What removes the ledger with everything in it. A database that is a source as well keeps its side of schema changes in the same schema, and a copy that
+/// is given up leaves what it had put off there (`preflight/put_off.rs`).
 ///
 /// # Errors
 /// The server's.
 pub async fn removal(connection: &mut PgConnection) -> Result<String> {
     let query = sqlx::query_scalar(
-        "SELECT CASE WHEN pg_catalog.to_regclass('millstream.installed') IS NULL THEN 'DROP SCHEMA millstream CASCADE' ELSE \
+        "SELECT CASE WHEN pg_catalog.to_regclass('millstream.installed') IS NULL AND pg_catalog.to_regclass('millstream.put_off') IS NULL \
+         THEN 'DROP SCHEMA millstream CASCADE' ELSE \
          (SELECT 'DROP TABLE ' || pg_catalog.string_agg(c.oid::regclass::text, ', ') || ' CASCADE' FROM pg_catalog.pg_class c \
           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'millstream' AND c.relkind = 'r' \
-          AND c.relname NOT IN ('installed', 'captured', 'known_table', 'schema_change')) END",
+          AND c.relname NOT IN ('installed', 'captured', 'known_table', 'schema_change', 'put_off')) END",
     );
     within(SHORT_WAIT, "looking for what to remove", query.fetch_one(connection)).await
 }

@@ -50,6 +50,7 @@ macro_rules! queue_conforms {
             $crate::conformance::queue::a_later_writer_goes_on_at_the_end => a_later_writer_goes_on_at_the_end,
             $crate::conformance::queue_log::a_stale_writers_records_are_void => a_stale_writers_records_are_void,
             $crate::conformance::queue_log::a_fence_of_another_identity_is_void => a_fence_of_another_identity_is_void,
+            $crate::conformance::queue_log::a_stream_of_nothing_but_a_foreign_fence_is_lost => a_stream_of_nothing_but_a_foreign_fence_is_lost,
             $crate::conformance::queue_log::a_cursor_resumes_at_its_record => a_cursor_resumes_at_its_record,
             $crate::conformance::queue_log::a_cursor_that_does_not_match_is_lost => a_cursor_that_does_not_match_is_lost,
             $crate::conformance::queue_log::a_consumer_that_reconnects_after_every_step_takes_everything_once => a_consumer_that_reconnects_after_every_step_takes_everything_once,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream::ErrorKind;
+use millstream::capture::recover::{EntryPoint, WriterHint, identity};
+use millstream::capture::takeover::claim;
 use millstream::event::{Body, Position, QueueOffset, RecordNumber};
 use millstream::halt::HaltCode;
 use millstream::queue::log::{Cursor, Entry, LogReader, LogRecord, Start};
@@ -12,6 +14,7 @@ use millstream::queue::{Queue, QueueWriter};
 
 use super::queue::{Ground, SOON, append_all, assert_lost, new_stream};
 use super::records::{Scribe, position};
+use crate::support::wait::LONG;
 
 /// A new stream as capture begins one: fence, two records, a schema, a progress: numbers 1 to 4.
 async fn begun(ground: &impl Ground, stream: &str) -> (Arc<dyn Queue>, Box<dyn QueueWriter>, Scribe) {
@@ -91,6 +94,43 @@ pub async fn a_fence_of_another_identity_is_void(ground: &impl Ground, stream: &
     append_all(&mut writer, [other.progress(40)]).await;
     let error = read_all(&queue, stream, Start::First).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Halt(HaltCode::QueueLost), "{error}");
+}
+
+/// Somebody deletes the stream's records and not its registry, and somebody else's `init` begins there and goes no further than its fence. Capture asked
+/// for the base that its registry names, got nothing, and asked again for ever.
+pub async fn a_stream_of_nothing_but_a_foreign_fence_is_lost(ground: &impl Ground, stream: &str) {
+    let (queue, writer, scribe) = begun(ground, stream).await;
+    let cursors: Vec<Cursor> = {
+        let entries = read_all(&queue, stream, Start::First).await.unwrap();
+        [(1, 0), (3, 10), (4, 20)].into_iter().map(|(number, lsn)| cursor_of(&entries, number, lsn)).collect()
+    };
+    let hint = WriterHint { epoch: scribe.header.epoch, base_offset: cursors[0].base_offset };
+    let mut live = LogReader::open(&queue, stream, Start::After(cursors[2].clone())).await.unwrap();
+    assert!(!live.read(1 << 20, SOON).await.unwrap().is_empty());
+    drop(writer);
+    queue.destroy(stream).await.unwrap();
+    queue.create(stream).await.unwrap();
+    let mut writer = queue.writer(stream).await.unwrap();
+    append_all(&mut writer, [Scribe::new(78).fence(1, 11)]).await;
+    drop(writer);
+    let key = WriterHint::key(hint.epoch);
+    queue.registry_put(stream, &key, Some(serde_json::to_vec(&hint).unwrap().into())).await.unwrap();
+    for queue in [queue.clone(), ground.open().await] {
+        for cursor in &cursors {
+            assert_lost(read_all(&queue, stream, Start::After(cursor.clone())).await);
+        }
+        assert_lost(EntryPoint::find(&queue, stream).await);
+        assert_lost(identity(&queue, stream).await);
+        assert_lost(claim(&queue, stream, "test").await.map(drop));
+    }
+    let end = tokio::time::timeout(LONG, async {
+        loop {
+            if let Err(error) = live.read(1 << 20, Duration::from_millis(300)).await {
+                return error;
+            }
+        }
+    });
+    assert_lost::<()>(Err(end.await.expect("who was reading notices as well")));
 }
 
 pub async fn a_cursor_resumes_at_its_record(ground: &impl Ground, stream: &str) {

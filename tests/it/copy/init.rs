@@ -1,5 +1,6 @@
 use millstream::ErrorKind;
-use millstream::capture::begin::{begin_stream, new_slot_name};
+use millstream::capture::begin::{begin_stream, new_slot_name, publication_name};
+use millstream::capture::postgres::publication::mark;
 use millstream::event::{Genesis, TableName};
 use millstream::halt::HaltCode;
 use millstream::preflight::init::{InitOptions, Line, Outcome, slot};
@@ -273,9 +274,9 @@ async fn a_live_table_leaves_past_the_end_of_its_publication_even_when_init_was_
     pair.source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)").await;
     pair.init().await;
     pair.replica.execute("UPDATE millstream.copied_table SET state = 'live'").await;
-    pair.source
-        .execute(&format!("ALTER PUBLICATION millstream_{} DROP TABLE a; INSERT INTO b VALUES (1)", pair.shop().name))
-        .await;
+    let publication = publication_name(&pair.shop().name);
+    let killed = format!("ALTER PUBLICATION {publication} DROP TABLE a; {}; INSERT INTO b VALUES (1)", mark(&publication));
+    pair.source.execute(&killed).await;
     pair.config.sources.values_mut().next().unwrap().tables.push("!public.a".into());
     let (outcome, lines) = pair.init_with(InitOptions::default()).await;
     outcome.unwrap();

@@ -5,9 +5,11 @@ use millstream::preflight::init::{Line, Outcome};
 use millstream::preflight::teardown::{TeardownOptions, look, teardown};
 
 use super::Pair;
+use super::first::{COPIED, databases, live, site};
 use crate::support::compare;
 use crate::support::daemon::Site;
 use crate::support::postgres::{shared, shared_replica};
+use crate::support::wait::until;
 
 async fn attempt(pair: &Pair) -> (Result<Outcome>, Vec<Line>) {
     let mut lines = Vec::new();
@@ -166,4 +168,71 @@ async fn beside_a_running_daemon_nothing_is_taken_away() {
     assert_eq!(daemon.terminate().await.code(), Some(0));
     site.must(&["teardown", "--replica", "reports", "--yes"]).await;
     site.must(&["teardown", "--yes"]).await;
+}
+
+/// Keys that a copy had put off, or taken off, were in the ledger alone: teardown named them, and the next pair went live without them, in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_given_up_copy_had_put_off_comes_with_the_next_one() {
+    let (source, replica) = databases().await;
+    source
+        .execute(
+            "CREATE TABLE a (id int PRIMARY KEY, v text UNIQUE, r tsrange, EXCLUDE USING gist (r WITH &&)); CREATE INDEX a_length ON a (length(v)); \
+             CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); \
+             INSERT INTO a SELECT n, md5(n::text) FROM generate_series(1, 600) n; INSERT INTO b SELECT n, n FROM generate_series(1, 600) n; ANALYZE",
+        )
+        .await;
+    // The replica's own: as good as its operator's word.
+    replica
+        .execute(
+            "CREATE TABLE b (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED); CREATE UNIQUE INDEX b_twice ON b (twice); \
+             CREATE TABLE c (id int PRIMARY KEY); ALTER TABLE b ADD CONSTRAINT later FOREIGN KEY (a) REFERENCES c NOT VALID",
+        )
+        .await;
+    let site = site(&source, &replica, "copy_max_bytes_per_second = \"2KiB\"");
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    until("a chunk to be loaded", COPIED, async || {
+        replica.value("SELECT count(*) > 0 FROM millstream.copy_chunk WHERE state = 'loaded'").await == "t"
+    })
+    .await;
+    daemon.terminate().await;
+    let keys = "SELECT string_agg(k, '; ' ORDER BY k) FROM (SELECT conrelid::regclass::text || ' ' || contype::text || ' ' || pg_get_constraintdef(oid) AS k \
+         FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n') x";
+    assert_eq!(replica.value(keys).await, "c p PRIMARY KEY (id)", "off while rows are loaded");
+    for again in [false, true] {
+        let said = site.must(&["teardown", "--yes"]).await;
+        assert_eq!(said.contains("millstream.put_off, which stays"), !again, "{said}");
+        if !again {
+            let whole = site.run(&["init"]).await;
+            assert!(whole.code == Some(1) && whole.stdout.contains("rows, and they are never emptied"), "{whole:?}");
+        }
+    }
+    replica.execute("TRUNCATE a, b").await;
+    site.configure(&std::fs::read_to_string(site.configuration()).unwrap().replace("\"2KiB\"", "\"1GiB\""));
+    let printed = site.must(&["init", "--dry-run"]).await;
+    assert!(printed.contains("PRIMARY KEY (id)") && printed.contains("EXCLUDE"), "{printed}");
+    site.must(&["init"]).await;
+    assert_eq!(replica.value("SELECT to_regclass('millstream.put_off') IS NULL").await, "t");
+    replica.execute("INSERT INTO c SELECT n FROM generate_series(1, 600) n").await;
+    let daemon = site.start();
+    until("the tables to be live", COPIED, async || live(&replica).await).await;
+    compare::equal(&source, &replica, COPIED).await;
+    let expected = [
+        "a p PRIMARY KEY (id)",
+        "a u UNIQUE (v)",
+        "a x EXCLUDE USING gist (r WITH &&)",
+        "b f FOREIGN KEY (a) REFERENCES c(id) NOT VALID",
+        "b p PRIMARY KEY (id)",
+        "c p PRIMARY KEY (id)",
+    ];
+    assert_eq!(replica.value(keys).await, expected.join("; "));
+    let indexes = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relname IN ('a_length', 'b_twice')";
+    assert_eq!(replica.value(indexes).await, "a_length b_twice");
+    daemon.terminate().await;
+    site.must(&["teardown", "--yes"]).await;
+    assert_eq!(
+        replica.value("SELECT count(*) FROM pg_namespace WHERE nspname = 'millstream'").await,
+        "0",
+        "nothing is left of it"
+    );
 }

@@ -49,6 +49,13 @@ impl Drop for SmallDisk {
     }
 }
 
+const FILLER: &str = "CREATE TABLE filler (id int PRIMARY KEY, v text)";
+
+/// So many rows of 10 kB behind an id.
+fn fill(behind: u32, rows: u32) -> String {
+    format!("INSERT INTO filler SELECT {behind} + i, repeat('x', 10000) FROM generate_series(1, {rows}) i")
+}
+
 /// A pair whose queue lies on a small disk, with more tables.
 async fn queue_on<'s>(disk: &SmallDisk, servers: &'s Servers, tables: &str) -> Pair<'s> {
     let pair = Pair::new(servers).await;
@@ -84,14 +91,13 @@ async fn a_full_disk_under_the_queue_halts_capture_until_there_is_room() {
 async fn a_disk_that_the_log_has_filled_is_drained_by_the_replica_that_comes_back() {
     let Some(disk) = SmallDisk::mount(150) else { return };
     let servers = Servers::start().await;
-    let pair = queue_on(&disk, &servers, "CREATE TABLE filler (id int PRIMARY KEY, v text)").await;
+    let pair = queue_on(&disk, &servers, FILLER).await;
     let _daemon = pair.site.start();
     pair.site.ready(CATCH_UP).await;
     servers.replica.stop().await;
     // More than the disk holds.
     for round in 0..32 {
-        let batch = format!("INSERT INTO filler SELECT {round} * 500 + i, repeat('x', 10000) FROM generate_series(1, 500) i");
-        pair.source.execute(&batch).await;
+        pair.source.execute(&fill(round * 500, 500)).await;
     }
     pair.halted("no_space").await;
     // What a large batch left is room enough for a fence: gone as well, to stay.
@@ -99,6 +105,50 @@ async fn a_disk_that_the_log_has_filled_is_drained_by_the_replica_that_comes_bac
     servers.replica.restart().await;
     pair.caught_up().await;
     assert_eq!(pair.replica.value("SELECT count(*)::text FROM filler").await, "16000");
+    assert!(!pair.site.all_logs().contains("panicked"));
+}
+
+/// Everything that was consumed lay in the one segment in use, which no trimming gives back, and capture waited for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_smaller_than_a_segment_is_used_again_and_again() {
+    let Some(disk) = SmallDisk::mount(48) else { return };
+    let servers = Servers::start().await;
+    let pair = queue_on(&disk, &servers, FILLER).await;
+    let _daemon = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    for round in 0..30 {
+        // Large transactions and small ones: about six times the disk.
+        for (first, rows) in [(0, 500), (500, 10), (510, 10)] {
+            pair.source.execute(&fill(round * 1000 + first, rows)).await;
+        }
+        if round % 5 == 4 {
+            pair.caught_up().await;
+        }
+    }
+    pair.caught_up().await;
+    assert_eq!(pair.replica.value("SELECT count(*)::text FROM filler").await, "15600");
+    assert!(!pair.site.all_logs().contains("panicked"));
+}
+
+/// Others fill the disk while the segment in use is full of what every replica has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_others_have_filled_gets_back_what_was_consumed() {
+    let Some(disk) = SmallDisk::mount(150) else { return };
+    let servers = Servers::start().await;
+    let pair = queue_on(&disk, &servers, FILLER).await;
+    let _daemon = pair.site.start();
+    pair.site.ready(CATCH_UP).await;
+    for round in 0..3 {
+        pair.source.execute(&fill(round * 500, 500)).await;
+    }
+    pair.caught_up().await;
+    // What is free from here on is less than the queue leaves.
+    disk.fill_but(5 << 20);
+    pair.halted("no_space").await;
+    pair.caught_up().await;
+    pair.source.execute(&fill(2000, 500)).await;
+    pair.caught_up().await;
+    assert_eq!(pair.replica.value("SELECT count(*)::text FROM filler").await, "2000");
     assert!(!pair.site.all_logs().contains("panicked"));
 }
 

@@ -433,7 +433,7 @@ async fn check_tells_what_is_captured_no_more_from_what_was_renamed_and_from_wha
     lane.source.execute("ALTER TABLE t RENAME TO moved").await;
     assert_eq!(captured().await, [serde_json::Value::Null; 0], "its changes come under its new name");
     let publication = lane.source.value("SELECT pubname FROM pg_publication").await;
-    lane.source.execute(&format!("ALTER PUBLICATION {publication} DROP TABLE \"a.b\"")).await;
+    lane.source.execute("DROP TABLE \"a.b\"; CREATE TABLE \"a.b\" (id int PRIMARY KEY)").await;
     let found = captured().await;
     assert!(found.len() == 1 && found[0]["severity"] == "error", "{found:#?}");
     let step = found[0]["remedy"]["steps"][0].as_str().expect("a step");
@@ -545,6 +545,10 @@ async fn a_publication_that_somebody_alters_halts_until_a_new_copy() {
     // Nobody looks: the mark tells.
     lane.source.execute(&format!("{}; {}", ways[0].0, ways[0].1)).await;
     stays_altered_until_a_new_copy(&lane).await;
+    // That the triggers' own table was out for a time as well.
+    let own = format!("ALTER PUBLICATION {name} DROP TABLE millstream.schema_change");
+    lane.source.execute(&format!("{own}; {}", own.replace("DROP", "ADD"))).await;
+    stays_altered_until_a_new_copy(&lane).await;
     let daemon = lane.start().await;
     lane.equal().await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
@@ -556,6 +560,91 @@ async fn a_publication_that_somebody_alters_halts_until_a_new_copy() {
     assert!(refused.code != Some(0) && (refused.stdout + &refused.stderr).contains(&way), "{way}");
     lane.source.execute(&way).await;
     lane.site.must(&["teardown", "--yes"]).await;
+}
+
+/// Out and back between two looks, beside a daemon that runs and while none does: changes in between were lost in silence.
+async fn comes_and_goes_unseen(lane: &Lane<'_>) {
+    let name = lane.source.value("SELECT pubname FROM pg_publication").await;
+    let (out, back) = (format!("ALTER PUBLICATION {name} DROP TABLE t"), format!("ALTER PUBLICATION {name} ADD TABLE ONLY t"));
+    let mut ways = vec![format!("{out}; {back}")];
+    if major_version() >= 15 {
+        ways.push(format!("ALTER PUBLICATION {name} SET TABLE t WHERE (id > 5), TABLE u, TABLE later, TABLE moved; ALTER PUBLICATION {name} SET TABLE t, TABLE u, TABLE later, TABLE moved"));
+    }
+    let published = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables WHERE schemaname = 'public'";
+    let triggers = "SELECT count(*) FROM pg_publication_tables WHERE schemaname = 'millstream'";
+    for (way, running) in ways.iter().flat_map(|way| [(way, true), (way, false)]) {
+        assert_eq!(lane.source.value(published).await, "later moved t u");
+        let all =
+            if lane.source.value(triggers).await == "1" { "TABLE moved, TABLE millstream.schema_change" } else { "TABLE moved" };
+        let way = way.replace("TABLE moved", all);
+        let daemon = lane.start().await;
+        lane.equal().await;
+        if running {
+            lane.source.execute(&way).await;
+            let status = lane.halted(&["publication_altered"]).await;
+            assert!(status.contains("table public.t was taken out of it and put back"), "{status}");
+        }
+        assert_eq!(daemon.terminate().await.code(), Some(0));
+        if !running {
+            lane.source.execute(&way).await;
+        }
+        stays_altered_until_a_new_copy(lane).await;
+    }
+}
+
+/// What `init` and the triggers do to the publication themselves is nobody's alteration: tables that are added, that leave and come back, that are made, dropped,
+/// lose their key.
+async fn own_changes_never_halt(lane: &Lane<'_>) {
+    let daemon = lane.start().await;
+    let with = std::fs::read_to_string(lane.site.configuration()).expect("configuration");
+    let without = with.replacen("\"public.*\"", "\"public.*\", \"!public.moved\"", 1);
+    assert_ne!(with, without);
+    for round in 0..2 {
+        let made =
+            format!("CREATE TABLE IF NOT EXISTS later (id int PRIMARY KEY); CREATE TABLE passing{round} (id int PRIMARY KEY)");
+        lane.source.execute(&made).await;
+        lane.site.must(&["init"]).await;
+        lane.equal().await;
+        let gone = format!("DROP TABLE passing{round}; ALTER TABLE u RENAME TO renamed; ALTER TABLE renamed RENAME TO u");
+        lane.source.execute(&gone).await;
+        lane.site.configure(&without);
+        let left = "SELECT count(*) FROM millstream.copied_table WHERE table_name = 'moved'";
+        crate::support::wait::until("the table to leave", super::CATCH_UP, async || {
+            lane.site.run(&["init"]).await;
+            lane.replica.value(left).await == "0"
+        })
+        .await;
+        lane.replica.execute("TRUNCATE moved").await;
+        lane.site.configure(&with);
+        lane.site.must(&["init"]).await;
+        lane.source.execute(&format!("INSERT INTO moved VALUES ({round}); INSERT INTO later VALUES ({round})")).await;
+        lane.equal().await;
+    }
+    // Past a look, and past a connection.
+    lane.site.ready(super::CATCH_UP).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let daemon = lane.start().await;
+    lane.equal().await;
+    assert!(!lane.site.all_logs().contains("publication_altered"), "{}", lane.site.all_logs());
+    assert!(lane.site.run(&["check"]).await.stdout.contains("leaves nothing out"));
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+}
+
+const T_AND_MORE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n int); CREATE TABLE u (id int PRIMARY KEY); CREATE TABLE moved (id int PRIMARY KEY); \
+     INSERT INTO t VALUES (1, 'a', 1), (9, 'b', 2)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_is_altered_and_put_back_unseen_halts_and_own_changes_do_not() {
+    let lane = Lane::new(T_AND_MORE).await;
+    own_changes_never_halt(&lane).await;
+    comes_and_goes_unseen(&lane).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_is_altered_and_put_back_unseen_halts_without_the_triggers_too() {
+    let lane = Lane::with(T_AND_MORE, HALT).await;
+    own_changes_never_halt(&lane).await;
+    comes_and_goes_unseen(&lane).await;
 }
 
 async fn stays_altered_until_a_new_copy(lane: &Lane<'_>) {
@@ -575,7 +664,10 @@ async fn stays_altered_until_a_new_copy(lane: &Lane<'_>) {
         if words[0] == "teardown" {
             words.push("--yes");
         } else {
-            lane.replica.execute("TRUNCATE t").await;
+            let tables =
+                "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') FROM pg_tables WHERE schemaname = 'public'";
+            let tables = lane.replica.value(tables).await;
+            lane.replica.execute(&format!("TRUNCATE {tables}")).await;
         }
         lane.site.must(&words).await;
     }

@@ -11,11 +11,11 @@ use super::{FOREIGN, ID, folder, new_disk, open, read_from};
 use crate::config::ByteSize;
 use crate::error::ErrorKind;
 use crate::halt::HaltCode;
-use crate::queue::embedded::append::RESERVE_BYTES;
+use crate::queue::embedded::append::{Appender, RESERVE_BYTES};
 use crate::queue::embedded::format::{self, Mark, SegmentHeader};
 use crate::queue::embedded::segment::{self, Segment};
 use crate::queue::embedded::storage::{File, Folder, write_all};
-use crate::queue::embedded::{registry, trim};
+use crate::queue::embedded::{Options, registry, trim};
 
 /// Batches of sealed records in several segments.
 fn filled(batches: &[Vec<usize>]) -> (Arc<Disk>, Vec<(u64, Vec<u8>)>) {
@@ -126,6 +126,49 @@ fn the_last_of_the_disk_is_left_for_what_makes_room() {
     let mut writer = open(&disk).unwrap();
     assert_eq!(writer.end(), all.len() as u64);
     writer.write_batch([Bytes::from_static(b"one more")].iter()).unwrap();
+}
+
+#[test]
+fn what_makes_room_takes_of_the_reserve_and_begins_a_segment() {
+    let disk = new_disk(1);
+    let mut writer = Appender::open(folder(&disk), ID, &Options::default()).unwrap();
+    let batch = |writer: &mut Appender, text: &'static str| writer.write_batch([Bytes::from_static(text.as_bytes())].iter());
+    batch(&mut writer, "consumed").unwrap();
+    disk.set_free(8 << 20);
+    assert_eq!(batch(&mut writer, "no room").unwrap_err().kind(), ErrorKind::NoSpace);
+
+    let mut writer = Appender::open(folder(&disk), ID, &Options::default()).unwrap();
+    for text in ["fence", "base"] {
+        writer.make_room(true);
+        batch(&mut writer, text).unwrap();
+    }
+    writer.make_room(false);
+    assert_eq!(batch(&mut writer, "no room").unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(segments(&disk), [format::segment_name(0), format::segment_name(1)]);
+    writer.make_room(true);
+    disk.set_free(4 << 20);
+    assert_eq!(batch(&mut writer, "no room").unwrap_err().kind(), ErrorKind::NoSpace, "something is left whatever comes");
+
+    let writer = open(&disk).unwrap();
+    trim::trim(&*folder(&disk), ID, 2, FOREIGN).unwrap();
+    assert_eq!((writer.end(), segments(&disk)), (3, vec![format::segment_name(1)]));
+    assert_eq!(read_from(&disk, 2, FOREIGN).unwrap(), [(2, b"base".to_vec())]);
+}
+
+#[test]
+fn segments_are_as_small_as_the_disk_needs_them() {
+    let disk = new_disk(1);
+    let size = |wanted: u64| {
+        let options = Options { segment_bytes: wanted, ..Options::default() };
+        Appender::open(folder(&disk), ID, &options).unwrap().segment_bytes()
+    };
+    assert_eq!(size(64 << 20), 64 << 20);
+    disk.set_free(40 << 20);
+    assert_eq!((size(64 << 20) >> 10, size(1500)), (4 << 10, 1500));
+    disk.set_free(0);
+    assert_eq!(size(64 << 20), 1 << 20);
+    assert_eq!(Options::within(40 << 20).segment_bytes, 5 << 20);
+    assert_eq!(Options::within(100 << 30).segment_bytes, Options::default().segment_bytes);
 }
 
 /// FAULTS 36: said as such, and never taken for damage, whose remedy is another.

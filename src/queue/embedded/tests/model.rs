@@ -17,6 +17,8 @@ enum Step {
     Append(Vec<usize>),
     /// The writer has nothing to do.
     Seal,
+    /// What comes next makes room.
+    Apart,
     /// The process dies; what it wrote stays with the kernel.
     Kill,
     /// The host dies.
@@ -37,6 +39,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         10 => sizes.prop_map(Step::Append),
         3 => Just(Step::Seal),
+        1 => Just(Step::Apart),
         2 => Just(Step::Kill),
         2 => Just(Step::Crash),
         4 => (fault, 0..12_u32).prop_map(|(fault, after)| Step::Arm(fault, after)),
@@ -223,6 +226,11 @@ impl World {
                     && writer.seal().is_err()
                 {
                     self.fault();
+                }
+            }
+            Step::Apart => {
+                if let Some(writer) = self.open() {
+                    writer.make_room(true);
                 }
             }
             Step::Kill => self.writer = None,
