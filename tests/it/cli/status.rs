@@ -2,7 +2,7 @@
 
 use millstream::cli::render;
 use millstream::control::model::{
-    Consumer, Copy, Daemon, Halt, Positions, Queue, Rate, Replica, Retained, Sequence, Source, Status, Stream,
+    Consumer, Copy, Daemon, Halt, NotCarried, Positions, Queue, Rate, Replica, Retained, Sequences, Source, Status, Stream,
 };
 
 fn shop() -> Source {
@@ -25,9 +25,6 @@ fn shop() -> Source {
             ..Stream::default()
         },
         retained: Retained { bytes: Some(3 << 29), budget_bytes: 50 << 30, budget_seconds: Some(9000), ..Retained::default() },
-        sequences_not_carried: ["public.orders_id_seq", "public.s"]
-            .map(|name| Sequence { name: name.to_owned(), statement: None })
-            .into(),
         tables_not_captured: vec!["public.brand_new".to_owned()],
         ..Source::default()
     }
@@ -48,6 +45,12 @@ fn replicas() -> Vec<(String, Replica)> {
             remedy: millstream::halt::HaltCode::ReplicaConflict.explain().remedy.to_owned(),
         }),
         error: Some(error.to_owned()),
+        sequences: Some(Sequences {
+            not_carried: ["public.orders_id_seq", "public.s"]
+                .map(|name| NotCarried { name: name.to_owned(), reason: "the replica has no sequence of this name".to_owned() })
+                .into(),
+            ..Sequences::default()
+        }),
         ..Replica::default()
     };
     let copying = Replica {
@@ -103,7 +106,7 @@ fn a_page_says_everything_in_80_columns() {
         "1,234,567 changes, 36 MiB of 100 GiB; held by reports",
         "old_one not in this daemon's configuration",
         "millstream teardown --source shop --consumer old_one",
-        "public.orders_id_seq and 1 more stay where",
+        "public.orders_id_seq is not carried: the replica has no sequence of this name (1 more in --json)",
         "1.5 GiB of 50 GiB at the source; ends in 2 h 30 min at this rate",
         "public.brand_new (run `millstream init`)",
         "HALTED",
