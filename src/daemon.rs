@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::copy::{CopyProgress, PostgresCopy};
+use crate::apply::sequences::{self, Carried};
 use crate::apply::{Applier, ApplyStatus, FirstCopy, run_apply};
 use crate::capture::{CaptureStatus, run_capture};
 use crate::config::{Config, QueueConfig, QueueKind, ReplicaConfig, SourceConfig};
@@ -123,7 +124,11 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks, lock: &mut Option
         let name = format!("survey {}", source.name);
         tasks.spawn(name, survey::run(source, Arc::clone(&queue), captured_here, surveyed, tasks.token().clone()));
     }
-    for (replica, status, copy) in channels.replicas {
+    for (replica, status, copy, carried) in channels.replicas {
+        if let (Some(carried), Some(source)) = (carried, config.sources.get(&replica.source)) {
+            let (source, live, cancel) = (source.clone(), status.subscribe(), tasks.token().clone());
+            tasks.spawn(format!("sequences {}", replica.name), sequences::run(source, replica.clone(), live, carried, cancel));
+        }
         let name = format!("apply {}", replica.name);
         let applier = applier(replica, &queue, copy);
         let cancel = tasks.token().clone();
@@ -138,7 +143,7 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks, lock: &mut Option
 /// What a source's tasks work on, and where they tell; without a status this daemon does not capture.
 type SourceWork = (SourceConfig, Option<watch::Sender<CaptureStatus>>, watch::Sender<Survey>);
 /// What a replica's applier works on, and where it tells.
-type ReplicaWork = (ReplicaConfig, watch::Sender<ApplyStatus>, Option<Arc<dyn FirstCopy>>);
+type ReplicaWork = (ReplicaConfig, watch::Sender<ApplyStatus>, Option<Arc<dyn FirstCopy>>, Option<watch::Sender<Carried>>);
 
 /// The sending ends for the stages, with what each works on.
 struct Channels {
@@ -158,9 +163,12 @@ fn channels(config: &Config, roles: Roles) -> (Arc<Control>, Channels) {
     for replica in config.replicas.values() {
         let apply = roles.apply.then(|| watch::Sender::new(ApplyStatus::default()));
         let (copy, progress) = first_copy(config, replica).unzip();
-        control.replica(&replica.name, &replica.source, apply.as_ref().map(watch::Sender::subscribe), progress);
+        let carries = roles.apply && !replica.sequences_interval.is_zero();
+        let carried = carries.then(|| watch::Sender::new(Carried::default()));
+        let (applied, sequences) = (apply.as_ref().map(watch::Sender::subscribe), carried.as_ref().map(watch::Sender::subscribe));
+        control.replica(&replica.name, &replica.source, applied, progress, sequences);
         if let Some(apply) = apply {
-            channels.replicas.push((replica.clone(), apply, copy));
+            channels.replicas.push((replica.clone(), apply, copy, carried));
         }
     }
     (Arc::new(control), channels)

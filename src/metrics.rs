@@ -65,6 +65,8 @@ names! {
     gauge QUEUE_MAX_BYTES = "millstream_queue_max_bytes", "queue.max_bytes.";
     gauge QUEUE_STORED_BYTES = "millstream_queue_stored_bytes", "Bytes of the stream on disk, where the queue can tell.";
     gauge CONSUMER_BEHIND_BYTES = "millstream_consumer_behind_bytes", "Bytes from a registered consumer to the stream's end.";
+    gauge REPLICA_SEQUENCES_NOT_CARRIED = "millstream_replica_sequences_not_carried", "Sequences that could not be set on the replica.";
+    gauge REPLICA_SEQUENCES_CARRIED_AT = "millstream_replica_sequences_carried_timestamp_seconds", "When sequences were last carried, seconds since 1970-01-01 UTC. Absent before the first time.";
     gauge COPY_ROWS = "millstream_copy_rows", "Rows loaded by the first copy in progress.";
     gauge COPY_ROWS_ESTIMATED = "millstream_copy_rows_estimated", "Rows that the first copy in progress expects.";
     gauge COPY_ETA_SECONDS = "millstream_copy_eta_seconds", "Time that the first copy in progress still needs.";
@@ -159,6 +161,11 @@ fn of_replica(name: &str, replica: &Replica) {
     optional(REPLICA_QUEUED_CHANGES, replica.queued_changes.map(|n| n as f64));
     optional(REPLICA_DRAIN_SECONDS, replica.drain_seconds);
     optional(REPLICA_LIVE, Some(flag(replica.state == "live")));
+    if let Some(sequences) = &replica.sequences {
+        optional(REPLICA_SEQUENCES_NOT_CARRIED, Some(sequences.not_carried.len() as f64));
+        let at = sequences.carried_at.as_ref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+        optional(REPLICA_SEQUENCES_CARRIED_AT, at.map(|at| at.as_second() as f64));
+    }
     if let Some(copy) = &replica.copy {
         optional(COPY_ROWS, Some(copy.rows as f64));
         optional(COPY_ROWS_ESTIMATED, copy.rows_estimated.map(|n| n as f64));

@@ -18,6 +18,7 @@ pub mod progress;
 pub mod read;
 pub mod rows;
 pub mod runs;
+pub mod sequences;
 pub mod session;
 pub mod status;
 pub mod worker;

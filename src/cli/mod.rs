@@ -15,6 +15,7 @@ mod init;
 mod output;
 pub mod render;
 mod run;
+mod sequences;
 mod status;
 mod tail;
 mod tail_filter;
@@ -51,6 +52,9 @@ enum Command {
     /// Asks the running daemon how its sources and replicas are.
     #[command(after_help = status::EXAMPLE)]
     Status(status::Arguments),
+    /// Sets a replica's sequences to where the source's stand, now: the daemon does it at intervals.
+    #[command(after_help = sequences::EXAMPLE)]
+    Sequences(sequences::Arguments),
     /// Reads the log.
     #[command(subcommand, after_help = tail::EXAMPLE)]
     Log(Log),
@@ -109,6 +113,7 @@ impl Cli {
             Command::Init(arguments) => block_on(init::run(load(&self.config)?, arguments)),
             Command::Teardown(arguments) => block_on(teardown::run(load(&self.config)?, arguments)),
             Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
+            Command::Sequences(arguments) => block_on(sequences::run(load(&self.config)?, arguments)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }
     }

@@ -125,15 +125,6 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
             page.text("", &format!("first, on the source, {}, {table}: {remedy}", source.at));
         }
     }
-    if let Some(first) = source.sequences_not_carried.first() {
-        let more = match source.sequences_not_carried.len() - 1 {
-            0 => "stays".to_owned(),
-            more => format!("and {more} more stay"),
-        };
-        let text =
-            format!("{} {more} where `init` put them; the SQL for a switch-over is in `millstream status --json`", first.name);
-        page.text("sequences", &text);
-    }
     if let Some(why) = &source.heartbeat_error {
         page.text("heartbeat", why);
     }
@@ -169,6 +160,16 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     }
     if let Some(why) = &replica.not_validated {
         page.text("not valid", why);
+    }
+    if let Some(first) = replica.sequences.as_ref().and_then(|sequences| sequences.not_carried.first()) {
+        let more = match replica.sequences.as_ref().map_or(0, |sequences| sequences.not_carried.len() - 1) {
+            0 => String::new(),
+            more => format!(" ({more} more in --json)"),
+        };
+        page.text("sequences", &format!("{} is not carried: {}{more}", first.name, first.reason));
+    }
+    if let Some(why) = replica.sequences.as_ref().and_then(|sequences| sequences.error.as_ref()) {
+        page.text("sequences", &format!("not carried: {why}"));
     }
     trouble(page, &replica.at, replica.halt.as_ref(), replica.error.as_deref(), replica.remedy.as_deref());
 }

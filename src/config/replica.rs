@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::Build;
-use super::size::ByteSize;
+use super::size::{ByteSize, Period};
 use super::source::SourceConfig;
 use super::url::PgConnect;
 use crate::error::Result;
@@ -25,6 +26,8 @@ pub struct ReplicaConfig {
     pub merge_max_bytes: usize,
     /// Most changes merged into one replica transaction.
     pub merge_max_changes: u64,
+    /// How often sequences are carried; zero for never.
+    pub sequences_interval: Duration,
 }
 
 /// As written.
@@ -39,6 +42,12 @@ pub(super) struct RawReplica {
     pub merge_max_bytes: ByteSize,
     #[serde(default = "default_merge_max_changes")]
     pub merge_max_changes: u64,
+    #[serde(default = "default_sequences_interval")]
+    pub sequences_interval: Period,
+}
+
+fn default_sequences_interval() -> Period {
+    Period(Duration::from_secs(10))
 }
 
 fn default_merge_max_bytes() -> ByteSize {
@@ -73,12 +82,17 @@ impl Build<'_> {
         if raw.merge_max_changes == 0 {
             return Err(self.error(&key("merge_max_changes"), "must be at least 1"));
         }
+        let interval = raw.sequences_interval.0;
+        if !interval.is_zero() && !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&interval) {
+            return Err(self.error(&key("sequences_interval"), "must be \"0s\" (never), or lie between 1s and 24h"));
+        }
         Ok(ReplicaConfig {
             name: name.to_owned(),
             source,
             connect,
             merge_max_bytes: usize::try_from(raw.merge_max_bytes.0).unwrap_or(usize::MAX),
             merge_max_changes: raw.merge_max_changes,
+            sequences_interval: interval,
         })
     }
 }

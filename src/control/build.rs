@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::model::{self, Consumer, Copy, Halt, Positions, Replica, Retained, Source, Status, Stream};
+use super::model::{self, Consumer, Copy, Halt, NotCarried, Positions, Replica, Retained, Sequences, Source, Status, Stream};
 use super::survey::End;
 use super::{Control, ReplicaView, SourceView, rate_of};
 use crate::apply::ApplyStatus;
 use crate::apply::copy::{CopyPhase, CopyProgress};
 use crate::apply::lag::Now;
+use crate::apply::sequences::Carried;
 use crate::capture::CaptureStatus;
 use crate::event::Position;
 use crate::halt::HaltCode;
@@ -62,7 +63,7 @@ impl Control {
             state: "elsewhere".to_owned(),
             tables_not_captured: survey.not_captured,
             tables_to_mend: survey.to_mend,
-            sequences_not_carried: survey.sequences,
+            sequences: survey.sequences,
             ..Source::default()
         };
         source.retained.budget_bytes = view.retain_max_bytes;
@@ -122,6 +123,7 @@ impl Control {
             batches: apply.batches,
             copy: view.copy.as_ref().and_then(|copy| copying(&copy.borrow())),
             not_validated: apply.not_validated,
+            sequences: view.sequences.as_ref().map(|carried| sequences(&carried.borrow())),
             halt: apply.halt.map(halt),
             remedy: remedy(apply.halt.or(added.and_then(|(halt, _)| *halt)), error.as_ref()),
             error,
@@ -252,6 +254,16 @@ fn word<T: Serialize>(state: &T) -> String {
 
 fn time(us: i64) -> String {
     jiff::Timestamp::from_microsecond(us).map(|time| time.to_string()).unwrap_or_default()
+}
+
+fn sequences(carried: &Carried) -> Sequences {
+    let not_carried = carried.left.iter().map(|(name, reason)| NotCarried { name: name.clone(), reason: reason.clone() });
+    Sequences {
+        carried: carried.count,
+        carried_at: carried.at_us.map(time),
+        not_carried: not_carried.collect(),
+        error: carried.error.clone(),
+    }
 }
 
 /// A first copy in progress.

@@ -12,13 +12,13 @@ use tokio::sync::watch;
 pub mod build;
 pub mod model;
 mod rates;
-mod sequences;
 pub mod survey;
 
 pub use model::Status;
 
 use crate::apply::ApplyStatus;
 use crate::apply::copy::CopyProgress;
+use crate::apply::sequences::Carried;
 use crate::capture::CaptureStatus;
 use crate::config::{Config, ConfigFile, QueueKind};
 use rates::Window;
@@ -65,6 +65,8 @@ pub struct ReplicaView {
     pub apply: Option<watch::Receiver<ApplyStatus>>,
     /// Its first copy.
     pub copy: Option<watch::Receiver<CopyProgress>>,
+    /// Its sequences; `None` where nothing carries them here.
+    pub sequences: Option<watch::Receiver<Carried>>,
     /// Transactions, changes, bytes.
     rate: Mutex<Window<3>>,
 }
@@ -119,8 +121,9 @@ impl Control {
         source: &str,
         apply: Option<watch::Receiver<ApplyStatus>>,
         copy: Option<watch::Receiver<CopyProgress>>,
+        sequences: Option<watch::Receiver<Carried>>,
     ) {
-        let view = ReplicaView { source: source.to_owned(), apply, copy, rate: Mutex::default() };
+        let view = ReplicaView { source: source.to_owned(), apply, copy, sequences, rate: Mutex::default() };
         self.replicas.insert(name.to_owned(), view);
     }
 

@@ -104,8 +104,8 @@ pub struct Source {
     pub tables_not_captured: Vec<String>,
     /// Of those, what each needs before `init` takes it in, such as a replica identity: a sentence with the statement.
     pub tables_to_mend: BTreeMap<String, String>,
-    /// Sequences of captured tables: they stay where they are on the replicas until somebody sets them.
-    pub sequences_not_carried: Vec<Sequence>,
+    /// Sequences of captured tables.
+    pub sequences: Vec<Sequence>,
     /// Why heartbeats do not travel.
     pub heartbeat_error: Option<String>,
     /// Why it is halted.
@@ -122,7 +122,7 @@ pub struct Source {
 pub struct Sequence {
     /// Its name, with its schema.
     pub name: String,
-    /// What sets it from a replica's own rows, to be run there once writes go there; `null` where no column holds its plain numbers.
+    /// What sets it from a replica's own rows, for when the source is lost; `null` where no column holds its plain numbers.
     pub statement: Option<String>,
 }
 
@@ -258,12 +258,38 @@ pub struct Replica {
     pub copy: Option<Copy>,
     /// Why a foreign key of tables that were added is `NOT VALID` still; it holds for new rows, and validating is tried again when apply begins anew.
     pub not_validated: Option<String>,
+    /// Its sequences; `null` where this daemon does not carry them.
+    pub sequences: Option<Sequences>,
     /// Why it is halted.
     pub halt: Option<Halt>,
     /// Last failure in words; kept until work goes on.
     pub error: Option<String>,
     /// What to do about it.
     pub remedy: Option<String>,
+}
+
+/// The sequences of a replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sequences {
+    /// Those that stand where the source's did at the last look, or further.
+    pub carried: usize,
+    /// When the last look was; `null` before the first.
+    pub carried_at: Option<String>,
+    /// Those that could not be carried.
+    pub not_carried: Vec<NotCarried>,
+    /// Why the last look came to nothing.
+    pub error: Option<String>,
+}
+
+/// A sequence that could not be carried.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NotCarried {
+    /// Its name, with its schema.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Progress of a first copy.

@@ -1,4 +1,4 @@
-//! What no stage publishes and is looked up now and then: consumers and size of a stream, tables that nobody captures, sequences that nothing carries.
+//! What no stage publishes and is looked up now and then: consumers and size of a stream, tables that nobody captures, sequences.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::model::Sequence;
-use super::sequences;
+use crate::apply::sequences;
 use crate::capture::publication_name;
 use crate::config::SourceConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -40,7 +40,7 @@ pub struct Survey {
     pub not_captured: Vec<String>,
     /// Of those, what each needs first.
     pub to_mend: BTreeMap<String, String>,
-    /// Sequences of captured tables, which nothing carries.
+    /// Sequences of captured tables.
     pub sequences: Vec<Sequence>,
 }
 
@@ -168,7 +168,8 @@ async fn look_at_catalog(config: &SourceConfig) -> Result<(Vec<String>, BTreeMap
         found.extend(resolved.refused.iter().map(|(name, _)| name.to_string()));
         to_mend.extend(resolved.refused.into_iter().map(|(name, remedy)| (name.to_string(), remedy)));
     }
-    let sequences = sequences::look(&mut connection, &config.name).await?;
+    let sequences = sequences::list(&mut connection, &config.name).await?;
+    let sequences = sequences.into_iter().map(|s| Sequence { name: s.name.to_string(), statement: s.statement }).collect();
     sqlx::Connection::close(connection).await.map_err(failed)?;
     Ok((found.into_iter().collect(), to_mend, sequences))
 }

@@ -5,6 +5,7 @@
 //! *unknown*, which is not *fine*.
 
 mod connect;
+mod drift;
 mod finding;
 mod live_tables;
 mod queue;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, Row};
 
+use super::drift;
 use super::finding::{Findings, Place, Remedy, Side};
 use super::live_tables::copy_misfit_again;
 use super::server::ServerFacts;
@@ -88,11 +89,15 @@ pub(super) async fn check(
         generated(findings, source, theirs);
         refusals(findings, source, theirs);
     }
+    if initialized {
+        let oids = blueprint.all().filter_map(|t| Some((&t.table, here.get(&t.table)?.oid))).collect();
+        drift::check(findings, connection, blueprint, &oids, &building, late).await?;
+    }
     Ok(())
 }
 
 /// A difference between the source's catalog and the replica's matters for a reason; where the replica is late, the source's may be ahead of the log.
-fn why(reason: &str, late: Option<Duration>) -> String {
+pub(super) fn why(reason: &str, late: Option<Duration>) -> String {
     late.map_or_else(
         || reason.to_owned(),
         |behind| {

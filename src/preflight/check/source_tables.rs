@@ -107,6 +107,7 @@ pub(super) async fn check(
         );
     }
     let before = findings.problems();
+    judge_sequences(findings, &picked, connection, facts).await?;
     for table in &picked {
         judge_identity(findings, table);
         judge_rights(findings, table, facts);
@@ -114,6 +115,50 @@ pub(super) async fn check(
     if findings.problems() == before {
         let bytes = ByteSize(picked.iter().map(|t| t.bytes.unsigned_abs()).sum());
         findings.ok("tables", format!("{}, {bytes}, each with a key and readable", counted(picked.len(), "table")));
+    }
+    Ok(())
+}
+
+/// Sequences that a column's default takes numbers from, or that belong to a column, and that this role may not read. What belongs to a table belongs
+/// to its owner too; the others need not.
+const UNREADABLE: &str = "\
+SELECT DISTINCT t.nspname::text, c.relname::text, n.nspname::text, s.relname::text, has_schema_privilege(n.oid, 'USAGE') \
+FROM (SELECT d.refobjid AS tab, d.objid AS seq FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
+       AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i') \
+      UNION SELECT f.adrelid, d.refobjid FROM pg_attrdef f JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid \
+       AND d.refclassid = 'pg_class'::regclass) u \
+JOIN pg_class s ON s.oid = u.seq AND s.relkind = 'S' JOIN pg_namespace n ON n.oid = s.relnamespace \
+JOIN pg_class c ON c.oid = u.tab JOIN pg_namespace t ON t.oid = c.relnamespace \
+WHERE NOT (has_schema_privilege(n.oid, 'USAGE') AND has_sequence_privilege(s.oid, 'SELECT')) ORDER BY 1, 2, 3, 4";
+
+async fn judge_sequences(
+    findings: &mut Findings,
+    picked: &[Candidate],
+    connection: &mut PgConnection,
+    facts: &ServerFacts,
+) -> sqlx::Result<()> {
+    let mut named = BTreeSet::new();
+    for row in sqlx::query(UNREADABLE).fetch_all(&mut *connection).await? {
+        let (table_schema, table, schema, name): (String, String, String, String) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        let captured = picked.iter().any(|candidate| candidate.schema == table_schema && candidate.name == table);
+        if !captured || !named.insert((schema.clone(), name.clone())) {
+            continue;
+        }
+        let role = quote(&facts.role);
+        let select = format!("GRANT SELECT ON SEQUENCE {}.{} TO {role}", quote(&schema), quote(&name));
+        let remedy = if row.get(4) {
+            Remedy::sql(Side::Source, select)
+        } else {
+            Remedy::sql(Side::Source, format!("GRANT USAGE ON SCHEMA {} TO {role}", quote(&schema))).then(select)
+        };
+        findings.warn(
+            "sequence_right",
+            format!("role {} may not read this sequence, which gives {table_schema}.{table} its numbers", facts.role),
+            "it is not carried: on the replica it stays where init made it",
+            Some(remedy),
+        );
+        findings.about(format!("{schema}.{name}"));
     }
     Ok(())
 }

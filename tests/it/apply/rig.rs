@@ -240,6 +240,7 @@ impl Rig {
             connect: replica.connect(),
             merge_max_bytes: 8 << 20,
             merge_max_changes: 20_000,
+            sequences_interval: Duration::ZERO,
         };
         let rig = Self {
             replica,

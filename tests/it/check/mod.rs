@@ -36,7 +36,14 @@ fn source_config(connect: PgConnect) -> SourceConfig {
 
 /// A replica named `reports` reached in a given way.
 fn replica_config(connect: PgConnect) -> ReplicaConfig {
-    ReplicaConfig { name: "reports".into(), source: "shop".into(), connect, merge_max_bytes: 8 << 20, merge_max_changes: 10_000 }
+    ReplicaConfig {
+        name: "reports".into(),
+        source: "shop".into(),
+        connect,
+        merge_max_bytes: 8 << 20,
+        merge_max_changes: 10_000,
+        sequences_interval: std::time::Duration::ZERO,
+    }
 }
 
 /// The one finding of a check that is not fine; panics with everything that was found when it is not there.

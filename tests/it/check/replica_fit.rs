@@ -293,3 +293,49 @@ async fn a_missing_serial_column_comes_with_its_sequence() {
     assert_eq!(pair.replica.value("SELECT concat_ws(' ', n, m) FROM t").await, "1 7");
     assert_eq!(pair.replica.value("SELECT pg_get_serial_sequence('t', 'n')").await, "public.t_n_seq");
 }
+
+/// Made at the source behind the first copy: nothing carries them.
+#[tokio::test]
+async fn indexes_and_constraints_that_the_source_alone_has_are_drift() {
+    let pair = Pair::new().await;
+    pair.source
+        .execute(
+            "CREATE TABLE parent (id int PRIMARY KEY, code text); CREATE TABLE child (id int PRIMARY KEY, parent int, v text); \
+             CREATE TABLE halves (id int PRIMARY KEY, v int) PARTITION BY RANGE (id); \
+             CREATE TABLE low PARTITION OF halves FOR VALUES FROM (0) TO (100); INSERT INTO child VALUES (1, 1, 'a'); INSERT INTO parent VALUES (1, 'x')",
+        )
+        .await;
+    let (outcome, lines) = pair.init_with(InitOptions::default()).await;
+    assert_eq!(outcome.unwrap(), Outcome::Changed, "{lines:#?}");
+    // As the copy would have left them.
+    pair.replica.execute("UPDATE millstream.deferred_ddl SET done = true").await;
+    let look = async || findings(pair.shop(), &pair.config.replicas["reports"]).await;
+    gone(&look().await, "drift");
+    pair.source
+        .execute(
+            "CREATE INDEX ON child (lower(v)) WHERE id > 0; CREATE INDEX ON halves (v); ALTER TABLE parent ADD UNIQUE (code); \
+             ALTER TABLE child ADD CONSTRAINT up FOREIGN KEY (parent) REFERENCES parent; ALTER TABLE child ADD CONSTRAINT small CHECK (id < 1000)",
+        )
+        .await;
+    // Of the replica's own, and under another name: no drift.
+    pair.replica
+        .execute("CREATE INDEX own ON child (v); INSERT INTO child VALUES (1, 1, 'a'); INSERT INTO parent VALUES (1, 'x')")
+        .await;
+    let all = look().await;
+    let drift: Vec<&Finding> = all.iter().filter(|f| f.check == "drift").collect();
+    let said: Vec<String> = drift.iter().map(|f| format!("{} {}", f.object.as_deref().unwrap_or_default(), f.what)).collect();
+    assert_eq!(
+        said,
+        [
+            "public.child it lacks index child_lower_idx, constraint small, constraint up",
+            "public.halves it lacks index halves_v_idx",
+            "public.parent it lacks constraint parent_code_key"
+        ],
+        "{all:#?}"
+    );
+    assert!(drift.iter().all(|f| f.severity == Severity::Warning));
+    for found in drift {
+        carry_out(found.remedy.as_ref().unwrap(), &pair.replica).await;
+    }
+    gone(&look().await, "drift");
+}

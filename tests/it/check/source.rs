@@ -128,6 +128,11 @@ async fn rights_of_a_role_that_may_nothing() {
     mends(&source, &db, "row_security").await;
     db.execute("GRANT CREATE ON SCHEMA hidden TO poor").await;
     mends(&source, &db, "owner").await;
+    db.execute(
+        "CREATE SCHEMA other; CREATE SEQUENCE other.numbers; ALTER TABLE hidden.t ALTER id SET DEFAULT nextval('other.numbers')",
+    )
+    .await;
+    assert_eq!(mends(&source, &db, "sequence_right").await.object.as_deref(), Some("other.numbers"));
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod deploy;
 mod given_up;
 mod http;
 mod pair;
+mod sequences;
 mod status;
 mod supply;
 mod systemd;

@@ -73,45 +73,6 @@ async fn a_live_pair_tells_positions_lag_and_what_it_does_not_capture() {
     assert_eq!(daemon.terminate().await.code(), Some(0));
 }
 
-/// I4's exception, shown: sequences stay behind, and what sets them at a switch-over is printed.
-#[tokio::test(flavor = "multi_thread")]
-async fn sequences_that_are_not_carried_are_shown_with_what_sets_them() {
-    let (source, replica) = (shared().await.new_database().await, shared_replica().await.new_database().await);
-    source
-        .execute(
-            "CREATE TABLE a (id serial PRIMARY KEY, v text); CREATE TABLE \"B\" (id int GENERATED ALWAYS AS IDENTITY (INCREMENT -1) PRIMARY KEY); \
-             CREATE SEQUENCE shared; CREATE TABLE c (id text PRIMARY KEY DEFAULT 'c' || nextval('shared')); CREATE TABLE unused (id serial PRIMARY KEY); \
-             INSERT INTO a (v) SELECT 'x' FROM generate_series(1, 50); INSERT INTO \"B\" DEFAULT VALUES; INSERT INTO \"B\" DEFAULT VALUES",
-        )
-        .await;
-    let site = Site::pair(&source, &replica);
-    site.must(&["init"]).await;
-    let daemon = site.start();
-    site.ready(WAIT).await;
-    compare::equal(&source, &replica, WAIT).await;
-    until("the sequences to be seen", WAIT, async || {
-        site.status().await.is_some_and(|status| {
-            status["sources"]["shop"]["sequences_not_carried"].as_array().is_some_and(|all| !all.is_empty())
-        })
-    })
-    .await;
-    let json: Value = serde_json::from_str(&site.must(&["status", "--json"]).await).unwrap();
-    let shown = json["sources"]["shop"]["sequences_not_carried"].as_array().unwrap();
-    let names: Vec<&str> = shown.iter().filter_map(|sequence| sequence["name"].as_str()).collect();
-    assert_eq!(names, ["public.B_id_seq", "public.a_id_seq", "public.shared", "public.unused_id_seq"], "{json:#}");
-    assert_eq!(shown[2]["statement"], Value::Null, "its numbers are in no column as such");
-    assert!(site.must(&["status"]).await.contains("public.B_id_seq and 3 more stay"));
-    assert_eq!(daemon.terminate().await.code(), Some(0));
-
-    // The switch-over.
-    for statement in shown.iter().filter_map(|sequence| sequence["statement"].as_str()) {
-        replica.query(statement).await.unwrap();
-    }
-    assert_eq!(replica.value("INSERT INTO a (v) VALUES ('new') RETURNING id").await, "51");
-    assert_eq!(replica.value("INSERT INTO \"B\" DEFAULT VALUES RETURNING id").await, "-3");
-    assert_eq!(replica.value("INSERT INTO unused DEFAULT VALUES RETURNING id").await, "1");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn with_kafka_the_roles_work_in_two_daemons() {
     let broker = kafka::shared().await;

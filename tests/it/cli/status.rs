@@ -5,7 +5,7 @@ use std::path::Path;
 use millstream::cli::render;
 use millstream::config::ConfigFile;
 use millstream::control::model::{
-    Consumer, Copy, Daemon, Halt, Positions, Queue, Rate, Replica, Retained, Sequence, Source, Status, Stream,
+    Consumer, Copy, Daemon, Halt, NotCarried, Positions, Queue, Rate, Replica, Retained, Sequences, Source, Status, Stream,
 };
 
 fn shop() -> Source {
@@ -29,9 +29,6 @@ fn shop() -> Source {
             ..Stream::default()
         },
         retained: Retained { bytes: Some(3 << 29), budget_bytes: 50 << 30, budget_seconds: Some(9000), ..Retained::default() },
-        sequences_not_carried: ["public.orders_id_seq", "public.s"]
-            .map(|name| Sequence { name: name.to_owned(), statement: None })
-            .into(),
         tables_not_captured: vec!["public.brand_new".to_owned()],
         tables_to_mend: [("public.brand_new".to_owned(), "ALTER TABLE …".to_owned())].into(),
         ..Source::default()
@@ -54,6 +51,12 @@ fn replicas() -> Vec<(String, Replica)> {
             remedy: millstream::halt::HaltCode::ReplicaConflict.explain().remedy.to_owned(),
         }),
         error: Some(error.to_owned()),
+        sequences: Some(Sequences {
+            not_carried: ["public.orders_id_seq", "public.s"]
+                .map(|name| NotCarried { name: name.to_owned(), reason: "the replica has no sequence of this name".to_owned() })
+                .into(),
+            ..Sequences::default()
+        }),
         ..Replica::default()
     };
     let copying = Replica {
@@ -109,7 +112,7 @@ fn a_page_says_everything_in_80_columns() {
         "1,234,567 changes, 36 MiB of 100 GiB; held by reports",
         "old_one not in this daemon's configuration",
         "millstream teardown --source shop --consumer old_one",
-        "public.orders_id_seq and 1 more stay where",
+        "public.orders_id_seq is not carried: the replica has no sequence of this name (1 more in --json)",
         "1.5 GiB of 50 GiB at the source; ends in 2 h 30 min at this rate",
         "public.brand_new (run `millstream init`)",
         "first, on the source, db1:5432/shop, public.brand_new: ALTER TABLE …",

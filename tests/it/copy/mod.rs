@@ -70,6 +70,7 @@ impl Pair {
             connect: replica.connect(),
             merge_max_bytes: 1 << 20,
             merge_max_changes: 10_000,
+            sequences_interval: Duration::ZERO,
         };
         let queue = EmbeddedQueue::open(folder.path()).expect("a queue");
         let config = Config {

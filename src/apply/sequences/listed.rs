@@ -1,9 +1,7 @@
-//! Sequences of captured tables. Logical decoding does not carry them: on a replica they stay where `init` made them (I4 names the exception).
-//! What sets one from the replica's own rows, once writes go there, is shown beside it.
+//! The sequences of captured tables, as the source's catalog knows them.
 
 use sqlx::{PgConnection, Row};
 
-use super::model::Sequence;
 use crate::capture::publication_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
@@ -29,7 +27,8 @@ const SEQUENCES: &str = "
           JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = f.oid
            AND d.refclassid = 'pg_catalog.pg_class'::regclass)
     SELECT n.nspname::text, c.relname::text, s.seqincrement > 0, p.nspname::text, p.relname::text, a.attname::text,
-           a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)
+           a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype),
+           pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
       FROM used u
       JOIN pg_catalog.pg_class c ON c.oid = u.seq AND c.relkind = 'S'
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -38,27 +37,45 @@ const SEQUENCES: &str = "
       JOIN pg_catalog.pg_attribute a ON a.attrelid = u.tab AND a.attnum = u.col
      ORDER BY 1, 2, 4, 5, 6";
 
+/// A sequence of a captured table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: TableName,
+    /// Its numbers grow.
+    pub ascends: bool,
+    /// The capturing role may read its value.
+    pub readable: bool,
+    /// What sets it from a replica's own rows; `None` where no column holds its plain numbers.
+    pub statement: Option<String>,
+}
+
 /// The sequences of a source's published tables, by name.
-pub(super) async fn look(connection: &mut PgConnection, source: &str) -> Result<Vec<Sequence>> {
+///
+/// # Errors
+/// The server's.
+pub async fn list(connection: &mut PgConnection, source: &str) -> Result<Vec<Listed>> {
     let failed = |error: sqlx::Error| Error::new(ErrorKind::Connection, "cannot list the source's sequences").with_source(error);
     let rows = sqlx::query(SEQUENCES).bind(publication_name(source)).fetch_all(connection).await.map_err(failed)?;
-    let mut found: Vec<(TableName, bool, Vec<String>)> = Vec::new();
+    let mut found: Vec<(Listed, Vec<String>)> = Vec::new();
     for row in &rows {
         let text = |index| row.try_get::<String, _>(index).map_err(failed);
-        let (sequence, table, column) = (TableName::new(text(0)?, text(1)?), TableName::new(text(3)?, text(4)?), text(5)?);
-        let (ascends, number): (bool, bool) = (row.try_get(2).map_err(failed)?, row.try_get(6).map_err(failed)?);
-        if found.last().is_none_or(|(name, ..)| *name != sequence) {
-            found.push((sequence, ascends, Vec::new()));
+        let flag = |index| row.try_get::<bool, _>(index).map_err(failed);
+        let (name, table, column) = (TableName::new(text(0)?, text(1)?), TableName::new(text(3)?, text(4)?), text(5)?);
+        let (ascends, number, readable) = (flag(2)?, flag(6)?, flag(7)?);
+        if found.last().is_none_or(|(last, _)| last.name != name) {
+            found.push((Listed { name, ascends, readable, statement: None }, Vec::new()));
         }
-        if let (Some((.., columns)), true) = (found.last_mut(), number) {
+        if let (Some((_, columns)), true) = (found.last_mut(), number) {
             let last = if ascends { "max" } else { "min" };
             columns.push(format!("SELECT {last}({}) AS v FROM {}", quote_ident(&column), quote_table(&table)));
         }
     }
-    Ok(found
-        .into_iter()
-        .map(|(name, ascends, columns)| Sequence { statement: statement(&name, ascends, &columns), name: name.to_string() })
-        .collect())
+    let with_statement = |(listed, columns): (Listed, Vec<String>)| Listed {
+        statement: statement(&listed.name, listed.ascends, &columns),
+        ..listed
+    };
+    Ok(found.into_iter().map(with_statement).collect())
 }
 
 /// Sets a sequence behind the last number that a column holds; one that no row has used stays as it is. `None` where no column holds plain numbers.
