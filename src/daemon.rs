@@ -1,7 +1,7 @@
 //! The daemon: all wiring, top to bottom in the order that data flows. The only place that matches on backend kinds.
 //!
 //! ```text
-//! signals ─► systemd READY, HTTP ─► queue (its folder: one daemon at a time) ─► captures ─► appliers ─► surveys
+//! signals ─► systemd READY, HTTP ─► queue (its folder: one daemon at a time) ─► socket ─► captures ─► surveys ─► appliers
 //!                                                                                  │ a task ends early: stop with its error
 //!                                              SIGTERM, SIGINT ──────────────────► stop, at most STOP_WITHIN
 //! ```
@@ -24,11 +24,13 @@ use crate::control::survey::{self, Survey};
 use crate::control::{Control, SAMPLE_EVERY};
 use crate::error::{Error, ErrorKind, Result};
 use crate::http;
+use crate::pause::{Gate, Pauses, Who};
 use crate::queue::Queue;
 use crate::queue::embedded::{EmbeddedQueue, FolderLock};
 use crate::queue::kafka::{KafkaQueue, KafkaSettings};
 use crate::replica::ReplicaTarget;
 use crate::replica::postgres::PostgresTarget;
+use crate::socket;
 use crate::systemd;
 use crate::task::Tasks;
 use crate::telemetry::{Repeating, Say};
@@ -113,19 +115,25 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks, lock: &mut Option
         }
         ended = tasks.watch() => return ended,
     };
-    for (source, captured, surveyed) in channels.sources {
+    if let Some(path) = config.control.socket.clone() {
+        tasks.spawn("socket", socket::serve(path, Arc::clone(&control), tasks.token().clone()));
+    }
+    for SourceWork { source, pauses, gate, captured, surveyed } in channels.sources {
+        pauses.open(&queue);
         let captured_here = captured.is_some();
         if let Some(status) = captured {
             let name = format!("capture {}", source.name);
             let (queue, cancel) = (Arc::clone(&queue), tasks.token().clone());
-            tasks.spawn(name, run_capture(source.clone(), config.queue.max_bytes, queue, cancel, status));
+            tasks.spawn(name, run_capture(source.clone(), config.queue.max_bytes, queue, gate, cancel, status));
         }
+        tasks.spawn(format!("pauses {}", source.name), pauses.watch(tasks.token().clone()));
         let name = format!("survey {}", source.name);
         tasks.spawn(name, survey::run(source, Arc::clone(&queue), captured_here, surveyed, tasks.token().clone()));
     }
-    for (replica, status, copy) in channels.replicas {
+    for ReplicaWork { replica, gate, status, copy } in channels.replicas {
         let name = format!("apply {}", replica.name);
-        let applier = applier(replica, &queue, copy);
+        let mut applier = applier(replica, &queue, copy);
+        applier.gate = gate;
         let cancel = tasks.token().clone();
         tasks.spawn(name, async move {
             run_apply(applier, cancel, status).await;
@@ -135,10 +143,24 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks, lock: &mut Option
     tasks.watch().await
 }
 
-/// What a source's tasks work on, and where they tell; without a status this daemon does not capture.
-type SourceWork = (SourceConfig, Option<watch::Sender<CaptureStatus>>, watch::Sender<Survey>);
+/// What a source's tasks work on, and where they tell.
+struct SourceWork {
+    source: SourceConfig,
+    /// Of its stream.
+    pauses: Arc<Pauses>,
+    gate: Arc<Gate>,
+    /// `None` where this daemon does not capture.
+    captured: Option<watch::Sender<CaptureStatus>>,
+    surveyed: watch::Sender<Survey>,
+}
+
 /// What a replica's applier works on, and where it tells.
-type ReplicaWork = (ReplicaConfig, watch::Sender<ApplyStatus>, Option<Arc<dyn FirstCopy>>);
+struct ReplicaWork {
+    replica: ReplicaConfig,
+    gate: Arc<Gate>,
+    status: watch::Sender<ApplyStatus>,
+    copy: Option<Arc<dyn FirstCopy>>,
+}
 
 /// The sending ends for the stages, with what each works on.
 struct Channels {
@@ -150,18 +172,25 @@ fn channels(config: &Config, roles: Roles) -> (Arc<Control>, Channels) {
     let mut control = Control::new(config, &roles.names());
     let mut channels = Channels { sources: Vec::new(), replicas: Vec::new() };
     for source in config.sources.values() {
-        let survey = watch::Sender::new(Survey::default());
-        let capture = roles.capture.then(|| watch::Sender::new(CaptureStatus::default()));
-        control.source(&source.name, source.retain_max_bytes, capture.as_ref().map(watch::Sender::subscribe), survey.subscribe());
-        channels.sources.push((source.clone(), capture, survey));
-    }
-    for replica in config.replicas.values() {
-        let apply = roles.apply.then(|| watch::Sender::new(ApplyStatus::default()));
-        let (copy, progress) = first_copy(config, replica).unzip();
-        control.replica(&replica.name, &replica.source, apply.as_ref().map(watch::Sender::subscribe), progress);
-        if let Some(apply) = apply {
-            channels.replicas.push((replica.clone(), apply, copy));
+        let surveyed = watch::Sender::new(Survey::default());
+        let captured = roles.capture.then(|| watch::Sender::new(CaptureStatus::default()));
+        let pauses = Pauses::new(&source.name);
+        let gate = pauses.gate(Who::Source);
+        let capture = captured.as_ref().map(watch::Sender::subscribe);
+        control.source(source, capture, surveyed.subscribe(), Arc::clone(&gate));
+        for replica in config.replicas_of(&source.name) {
+            let gate = pauses.gate(Who::Replica(replica.name.clone()));
+            let apply = roles.apply.then(|| watch::Sender::new(ApplyStatus::default()));
+            let (copy, progress) = first_copy(source, replica);
+            control.replica(replica, apply.as_ref().map(watch::Sender::subscribe), Some(progress), Arc::clone(&gate));
+            channels.replicas.extend(apply.map(|status| ReplicaWork {
+                replica: replica.clone(),
+                gate,
+                status,
+                copy: Some(copy),
+            }));
         }
+        channels.sources.push(SourceWork { source: source.clone(), pauses, gate, captured, surveyed });
     }
     (Arc::new(control), channels)
 }
@@ -226,10 +255,9 @@ fn applier(replica: ReplicaConfig, queue: &Arc<dyn Queue>, first_copy: Option<Ar
 }
 
 /// What loads the tables of a replica that are not live yet: straight from the source, not through the queue.
-fn first_copy(config: &Config, replica: &ReplicaConfig) -> Option<(Arc<dyn FirstCopy>, watch::Receiver<CopyProgress>)> {
-    let source = config.sources.get(&replica.source)?;
+fn first_copy(source: &SourceConfig, replica: &ReplicaConfig) -> (Arc<dyn FirstCopy>, watch::Receiver<CopyProgress>) {
     let (copy, progress) = PostgresCopy::new(source.clone(), replica.clone());
-    Some((copy, progress))
+    (copy, progress)
 }
 
 /// The signals that end a daemon.

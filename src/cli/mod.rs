@@ -13,6 +13,7 @@ pub mod exit;
 mod explain;
 mod init;
 mod output;
+mod pause;
 pub mod render;
 mod run;
 mod status;
@@ -51,6 +52,12 @@ enum Command {
     /// Asks the running daemon how its sources and replicas are.
     #[command(after_help = status::EXAMPLE)]
     Status(status::Arguments),
+    /// Has a replica or a source stand still until `resume`, over restarts of the daemon.
+    #[command(after_help = pause::PAUSE_EXAMPLE)]
+    Pause(pause::PauseArguments),
+    /// Lets a replica or a source that was paused go on.
+    #[command(after_help = pause::RESUME_EXAMPLE)]
+    Resume(pause::ResumeArguments),
     /// Reads the log.
     #[command(subcommand, after_help = tail::EXAMPLE)]
     Log(Log),
@@ -108,6 +115,8 @@ impl Cli {
             Command::Init(arguments) => block_on(init::run(load(&self.config)?, arguments)),
             Command::Teardown(arguments) => block_on(teardown::run(load(&self.config)?, arguments)),
             Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
+            Command::Pause(arguments) => block_on(pause::pause(load(&self.config)?, arguments)),
+            Command::Resume(arguments) => block_on(pause::resume(load(&self.config)?, arguments)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }
     }

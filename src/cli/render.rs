@@ -75,6 +75,7 @@ fn release_command(source: &str, consumer: &str) -> String {
 
 fn of_source(page: &mut Page, name: &str, source: &Source) {
     page.heading(&format!("source {name}"), &words(&source.state));
+    paused(page, name, source.paused_since.as_deref());
     if let Some(holder) = &source.held_by {
         page.text("held by", holder);
     }
@@ -138,6 +139,7 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
 
 fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     page.heading(&format!("replica {name} of {}", replica.source), &words(&replica.state));
+    paused(page, name, replica.paused_since.as_deref());
     if let Some(position) = &replica.position {
         page.text("position", position);
     }
@@ -161,6 +163,13 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
         page.text("not valid", why);
     }
     trouble(page, replica.halt.as_ref(), replica.error.as_deref(), replica.remedy.as_deref());
+}
+
+fn paused(page: &mut Page, name: &str, since: Option<&str>) {
+    if let Some(since) = since {
+        page.text("paused", &format!("since {since}; to go on:"));
+        page.command(&format!("millstream resume {name}"));
+    }
 }
 
 fn trouble(page: &mut Page, halt: Option<&Halt>, error: Option<&str>, remedy: Option<&str>) {
@@ -195,6 +204,7 @@ fn copying(copy: &Copy) -> String {
 fn words(state: &str) -> String {
     match state {
         "halted" => "HALTED".to_owned(),
+        "paused" => "PAUSED".to_owned(),
         "queue_full" => "QUEUE FULL".to_owned(),
         other => other.replace('_', " "),
     }

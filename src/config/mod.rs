@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub mod access;
+mod control;
 mod http;
 mod layers;
 mod place;
@@ -22,6 +23,7 @@ mod size;
 mod source;
 mod url;
 
+pub use control::ControlConfig;
 pub use http::{HttpConfig, LogConfig, LogFormat};
 pub use layers::Environment;
 pub use queue::{QueueConfig, QueueKind};
@@ -48,6 +50,8 @@ pub struct Config {
     pub replicas: BTreeMap<String, ReplicaConfig>,
     /// HTTP; `None` when switched off.
     pub http: Option<HttpConfig>,
+    /// The local socket for orders.
+    pub control: ControlConfig,
     /// What is logged, and how.
     pub log: LogConfig,
     /// What was accepted but should be changed: one sentence each.
@@ -168,8 +172,9 @@ impl Build<'_> {
             }
         }
         let http = self.http(raw.http.unwrap_or_default())?;
+        let control = self.control(raw.control.unwrap_or_default(), &queue)?;
         let log = self.log(raw.log.unwrap_or_default())?;
-        Ok(Config { sources, queue, replicas, http, log, warnings: self.warnings, file })
+        Ok(Config { sources, queue, replicas, http, control, log, warnings: self.warnings, file })
     }
 
     /// An error at a key: where it stands in the file, or the variable that set it.
@@ -241,6 +246,7 @@ mod tests {
             ("queue", "[queue]"),
             ("replica.reports", "[replica.NAME]"),
             ("http", "[http]"),
+            ("control", "[control]"),
             ("log", "[log]"),
         ] {
             assert_eq!(documented(heading), keys_of(table), "{heading}");

@@ -14,6 +14,7 @@ use crate::apply::lag::Now;
 use crate::capture::CaptureStatus;
 use crate::event::Position;
 use crate::halt::HaltCode;
+use crate::pause::Gate;
 use crate::replica::postgres::ledger::whole;
 
 impl Control {
@@ -45,6 +46,7 @@ impl Control {
         let survey = view.survey.borrow().clone();
         let mut source = Source {
             state: "elsewhere".to_owned(),
+            paused_since: paused_since(&view.gate),
             tables_not_captured: survey.not_captured,
             tables_to_mend: survey.to_mend,
             sequences_not_carried: survey.sequences,
@@ -78,20 +80,27 @@ impl Control {
     fn replica_status(&self, name: &str, view: &ReplicaView) -> Replica {
         let end =
             self.sources.get(&view.source).and_then(|source| source.capture.as_ref()).map(|capture| capture.borrow().clone());
+        let survey = self.sources.get(&view.source).map(|source| source.survey.borrow().clone()).unwrap_or_default();
+        let told = survey.consumers.get(name);
         let Some(apply) = &view.apply else {
-            let survey = self.sources.get(&view.source).map(|source| source.survey.borrow().clone()).unwrap_or_default();
-            let position = survey.consumers.get(name).and_then(|progress| progress.position).map(|p| p.to_string());
-            return Replica { source: view.source.clone(), state: "elsewhere".to_owned(), position, ..Replica::default() };
+            let position = told.and_then(|progress| progress.position).map(|p| p.to_string());
+            let (source, paused_since) = (view.source.clone(), paused_since(&view.gate));
+            return Replica { source, state: "elsewhere".to_owned(), paused_since, position, ..Replica::default() };
         };
-        let apply = apply.borrow().clone();
+        let mut apply = apply.borrow().clone();
+        if let (None, Some(told)) = (apply.number, told) {
+            // Not claimed since the daemon started: paused, or not to be reached. What it told the queue last is true of it at least.
+            (apply.number, apply.position) = (Some(told.number), told.position);
+            (apply.bytes_so_far, apply.changes_so_far) = (told.bytes_so_far, told.changes_so_far);
+        }
         let rate = rate_of(&view.rate);
-        let surveyed = self.sources.get(&view.source).and_then(|source| source.survey.borrow().end);
         let added = apply.added.as_ref();
         let error = apply.error.clone().or_else(|| added.map(|(_, error)| format!("tables that are added: {error}")));
-        let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref(), surveyed);
+        let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref(), survey.end);
         Replica {
             source: view.source.clone(),
             state: word(&apply.state),
+            paused_since: paused_since(&view.gate),
             position: apply.position.map(|p| p.to_string()),
             record: apply.number.map(|n| n.0),
             lag_seconds: apply.lag.at(Now::read()).map(|lag| lag.as_secs_f64()),
@@ -110,6 +119,10 @@ impl Control {
             error,
         }
     }
+}
+
+fn paused_since(gate: &Gate) -> Option<String> {
+    gate.paused().map(|paused| time(paused.since_us))
 }
 
 fn captured(source: &mut Source, capture: &CaptureStatus) {
@@ -193,8 +206,13 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
     for (name, source) in &status.sources {
         match (source.state.as_str(), &source.halt) {
             ("streaming" | "elsewhere", _) => {}
+            // Said below.
+            ("paused", None) if source.paused_since.is_some() => {}
             (_, Some(halt)) => reasons.push(format!("source {name} is halted: {}", halt.code)),
             (state, None) => reasons.push(format!("source {name} is {}", state.replace('_', " "))),
+        }
+        if let Some(since) = source.paused_since.as_ref().filter(|_| source.state != "elsewhere") {
+            reasons.push(format!("source {name} is paused since {since}"));
         }
         if source.retained.exceeded {
             reasons.push(format!("source {name} retains more WAL, or for longer, than its budget allows"));
@@ -203,6 +221,8 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
     for (name, replica) in &status.replicas {
         match (replica.state.as_str(), &replica.halt, replica.lag_seconds) {
             ("elsewhere", ..) => {}
+            // Said below.
+            (_, None, _) if replica.paused_since.is_some() => {}
             (_, Some(halt), _) => reasons.push(format!("replica {name} is halted: {}", halt.code)),
             ("live", None, Some(lag)) if lag > max_lag.as_secs_f64() => {
                 reasons.push(format!("replica {name} is {lag:.1} s behind (ready_max_lag is {:.1} s)", max_lag.as_secs_f64()));
@@ -213,6 +233,9 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
             ("live", None, Some(_)) => {}
             ("live", None, None) => reasons.push(format!("replica {name} has not applied anything yet")),
             (state, None, _) => reasons.push(format!("replica {name} is {}", state.replace('_', " "))),
+        }
+        if let Some(since) = replica.paused_since.as_ref().filter(|_| replica.state != "elsewhere") {
+            reasons.push(format!("replica {name} is paused since {since}"));
         }
     }
     reasons
@@ -233,7 +256,7 @@ fn word<T: Serialize>(state: &T) -> String {
     serde_json::to_value(state).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn time(us: i64) -> String {
+pub(super) fn time(us: i64) -> String {
     jiff::Timestamp::from_microsecond(us).map(|time| time.to_string()).unwrap_or_default()
 }
 
@@ -308,6 +331,13 @@ mod tests {
         assert_eq!(halted, ["source shop is halted: queue_lost", "replica reports is halted: replica_conflict"]);
         let over = with(|_, source, _| source.retained.exceeded = true);
         assert_eq!(over, ["source shop retains more WAL, or for longer, than its budget allows"]);
+        let paused = with(|_, source, replica| {
+            (source.state, replica.state) = ("paused".to_owned(), "halted".to_owned());
+            replica.halt = Some(halt(HaltCode::ReplicaConflict));
+            (source.paused_since, replica.paused_since) = (Some("noon".to_owned()), Some("one".to_owned()));
+        });
+        let both = ["replica reports is halted: replica_conflict", "replica reports is paused since one"];
+        assert_eq!(paused, [&["source shop is paused since noon"][..], &both].concat());
         let waiting = with(|status, _, _| status.daemon.waiting_for = Some("process 7".to_owned()));
         assert_eq!(waiting, ["waiting for process 7"]);
     }
@@ -317,6 +347,7 @@ mod tests {
         let elsewhere = with(|_, source, replica| {
             (source.state, replica.state) = ("elsewhere".to_owned(), "elsewhere".to_owned());
             replica.lag_seconds = None;
+            replica.paused_since = Some("noon".to_owned());
         });
         assert!(elsewhere.is_empty(), "{elsewhere:?}");
     }

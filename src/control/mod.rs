@@ -1,16 +1,18 @@
 //! What a running daemon tells of itself.
 //!
 //! Stages publish their state through watch channels and know nothing of who reads it; a [`Control`] holds the receiving ends and makes a
-//! [`Status`] of them whenever somebody asks. Nothing here is durable and nothing here decides anything about the data.
+//! [`Status`] of them whenever somebody asks. Nothing here is durable and nothing here decides anything about the data. What an operator orders ([`orders`]) goes
+//! to the stages through their gates ([`crate::pause`]).
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 pub mod build;
 pub mod model;
+mod orders;
 mod rates;
 mod sequences;
 pub mod survey;
@@ -20,7 +22,8 @@ pub use model::Status;
 use crate::apply::ApplyStatus;
 use crate::apply::copy::CopyProgress;
 use crate::capture::CaptureStatus;
-use crate::config::{Config, ConfigFile, QueueKind};
+use crate::config::{Config, ConfigFile, OnRetainLimit, QueueKind, ReplicaConfig, SourceConfig};
+use crate::pause::Gate;
 use rates::Window;
 use survey::Survey;
 
@@ -44,7 +47,9 @@ pub struct SourceView {
     pub capture: Option<watch::Receiver<CaptureStatus>>,
     /// What is looked up now and then.
     pub survey: watch::Receiver<Survey>,
+    pub(crate) gate: Arc<Gate>,
     retain_max_bytes: u64,
+    drops_slot: bool,
     /// Transactions, changes, bytes.
     rate: Mutex<Window<3>>,
 }
@@ -57,6 +62,7 @@ pub struct ReplicaView {
     pub apply: Option<watch::Receiver<ApplyStatus>>,
     /// Its first copy.
     pub copy: Option<watch::Receiver<CopyProgress>>,
+    pub(crate) gate: Arc<Gate>,
     /// Transactions, changes, bytes.
     rate: Mutex<Window<3>>,
 }
@@ -91,25 +97,26 @@ impl Control {
     /// Adds a source.
     pub fn source(
         &mut self,
-        name: &str,
-        retain_max_bytes: u64,
+        config: &SourceConfig,
         capture: Option<watch::Receiver<CaptureStatus>>,
         survey: watch::Receiver<Survey>,
+        gate: Arc<Gate>,
     ) {
-        let view = SourceView { capture, survey, retain_max_bytes, rate: Mutex::default() };
-        self.sources.insert(name.to_owned(), view);
+        let (retain_max_bytes, drops_slot) = (config.retain_max_bytes, config.on_retain_limit == OnRetainLimit::DropSlot);
+        let view = SourceView { capture, survey, gate, retain_max_bytes, drops_slot, rate: Mutex::default() };
+        self.sources.insert(config.name.clone(), view);
     }
 
     /// Adds a replica.
     pub fn replica(
         &mut self,
-        name: &str,
-        source: &str,
+        config: &ReplicaConfig,
         apply: Option<watch::Receiver<ApplyStatus>>,
         copy: Option<watch::Receiver<CopyProgress>>,
+        gate: Arc<Gate>,
     ) {
-        let view = ReplicaView { source: source.to_owned(), apply, copy, rate: Mutex::default() };
-        self.replicas.insert(name.to_owned(), view);
+        let view = ReplicaView { source: config.source.clone(), apply, copy, gate, rate: Mutex::default() };
+        self.replicas.insert(config.name.clone(), view);
     }
 
     /// Says what the daemon waits for before it can work.

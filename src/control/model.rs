@@ -68,8 +68,10 @@ pub struct Queue {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Source {
-    /// `waiting`, `held`, `taking_over`, `streaming`, `queue_full`, `halted`, `stopped`; `elsewhere` when this daemon does not capture.
+    /// `waiting`, `held`, `taking_over`, `streaming`, `queue_full`, `halted`, `paused`, `stopped`; `elsewhere` when this daemon does not capture.
     pub state: String,
+    /// Since when it is paused; `null` while it is not. A halted one that is paused stays `halted`.
+    pub paused_since: Option<String>,
     /// Since when.
     pub since: Option<String>,
     /// The slot on the source.
@@ -226,8 +228,10 @@ pub struct Halt {
 pub struct Replica {
     /// Its source.
     pub source: String,
-    /// `waiting`, `held`, `copying`, `catching_up`, `live`, `halted`, `stopped`; `elsewhere` when this daemon does not apply.
+    /// `waiting`, `held`, `copying`, `catching_up`, `live`, `halted`, `paused`, `stopped`; `elsewhere` when this daemon does not apply.
     pub state: String,
+    /// Since when it is paused; `null` while it is not. A halted one that is paused stays `halted`.
+    pub paused_since: Option<String>,
     /// Applied up to here, in the source's log.
     pub position: Option<String>,
     /// Last record applied.

@@ -14,7 +14,8 @@ use crate::support::sql;
 use crate::support::wait::{LONG, until};
 
 /// Every command that has a help page of its own.
-const COMMANDS: &[&[&str]] = &[&["run"], &["check"], &["init"], &["teardown"], &["status"], &["log", "tail"], &["explain"]];
+const COMMANDS: &[&[&str]] =
+    &[&["run"], &["check"], &["init"], &["teardown"], &["status"], &["pause"], &["resume"], &["log", "tail"], &["explain"]];
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(binary()).args(arguments).env_remove("MILLSTREAM_CONFIG").output().unwrap();
