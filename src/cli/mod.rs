@@ -12,8 +12,10 @@ mod check;
 pub mod exit;
 mod explain;
 mod init;
+mod order;
 mod output;
 mod pause;
+mod reload;
 pub mod render;
 mod run;
 mod status;
@@ -58,6 +60,9 @@ enum Command {
     /// Lets a replica or a source that was paused go on.
     #[command(after_help = pause::RESUME_EXAMPLE)]
     Resume(pause::ResumeArguments),
+    /// Has the daemon read its configuration again, and says what that changes.
+    #[command(after_help = reload::EXAMPLE)]
+    Reload(reload::Arguments),
     /// Reads the log.
     #[command(subcommand, after_help = tail::EXAMPLE)]
     Log(Log),
@@ -117,6 +122,7 @@ impl Cli {
             Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
             Command::Pause(arguments) => block_on(pause::pause(load(&self.config)?, arguments)),
             Command::Resume(arguments) => block_on(pause::resume(load(&self.config)?, arguments)),
+            Command::Reload(arguments) => block_on(reload::run(load(&self.config)?, arguments)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }
     }

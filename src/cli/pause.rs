@@ -1,14 +1,11 @@
 //! `millstream pause` and `millstream resume`: orders to the running daemon.
 
-use std::path::{Path, PathBuf};
-
 use clap::Args;
 
 use super::Exit;
-use super::output::{complain, print, print_line};
+use super::order::{give, show, strange};
 use crate::config::Config;
-use crate::error::{Error, ErrorKind, Result};
-use crate::socket::client::ask;
+use crate::error::Result;
 use crate::socket::protocol::{Answer, Kind, PauseReport, Request, Subject};
 
 /// For `pause --help`.
@@ -82,29 +79,13 @@ pub(super) async fn resume(config: Config, arguments: ResumeArguments) -> Result
 }
 
 async fn order(config: &Config, request: &Request, json: bool) -> Result<Exit> {
-    let report = match ask(&socket(config)?, request).await? {
-        Answer::Pause(report) => report,
-        Answer::Refused { exit, message } => {
-            complain(&message);
-            return Ok(Exit::from_code(exit));
-        }
+    let report = match give(config, request).await? {
+        Ok(Answer::Pause(report)) => report,
+        Ok(_) => return Err(strange()),
+        Err(exit) => return Ok(exit),
     };
-    if json {
-        let text = serde_json::to_string(&report)
-            .map_err(|error| Error::new(ErrorKind::Unexpected, "the answer cannot be written as JSON").with_source(error))?;
-        print_line(&text)?;
-    } else {
-        print(&words(&report))?;
-    }
+    show(&report, json, || words(&report))?;
     Ok(if report.at_rest { Exit::Good } else { Exit::Temporary })
-}
-
-/// Where the daemon of this configuration takes orders.
-fn socket(config: &Config) -> Result<PathBuf> {
-    let off = || {
-        Error::new(ErrorKind::Config, "control.socket is \"off\", so the daemon takes no orders; remove that key and restart it")
-    };
-    config.control.socket.as_deref().map(Path::to_owned).ok_or_else(off)
 }
 
 fn words(report: &PauseReport) -> String {

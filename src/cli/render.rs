@@ -23,7 +23,10 @@ pub fn status(status: &Status) -> String {
         page.text("", reason);
     }
     if daemon.configuration_changed == Some(true) {
-        page.text("", "the configuration file has changed since this daemon started: it knows what is new there after a restart");
+        page.text("", "the configuration file has changed since this daemon read it: `millstream reload` takes it up, and says what it changes");
+    }
+    if let Some(why) = &daemon.reload_refused {
+        page.text("", &format!("the last reload was refused, and what was in force still is: {why}"));
     }
     for (name, source) in &status.sources {
         of_source(&mut page, name, source);

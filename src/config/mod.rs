@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub mod access;
 mod control;
+pub mod difference;
 mod http;
 mod layers;
 mod place;
@@ -24,6 +25,7 @@ mod source;
 mod url;
 
 pub use control::ControlConfig;
+pub use difference::Difference;
 pub use http::{HttpConfig, LogConfig, LogFormat};
 pub use layers::Environment;
 pub use queue::{QueueConfig, QueueKind};
@@ -70,6 +72,12 @@ pub struct ConfigFile {
 impl ConfigFile {
     fn new(path: &Path, text: &str) -> Self {
         Self { path: path.to_owned(), checksum: crc32c::crc32c(text.as_bytes()) }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// True when it says something else by now; `None` when it cannot be read.

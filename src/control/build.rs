@@ -1,13 +1,12 @@
 //! From the stages' own words to the document, and whether all of it is well.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::model::{self, Consumer, Copy, Halt, Positions, Replica, Retained, Source, Status, Stream};
 use super::survey::End;
-use super::{Control, ReplicaView, SourceView, rate_of};
+use super::{Control, ReplicaView, SourceView, Views, rate_of};
 use crate::apply::ApplyStatus;
 use crate::apply::copy::{CopyPhase, CopyProgress};
 use crate::apply::lag::Now;
@@ -21,27 +20,28 @@ impl Control {
     /// The document, as of now.
     #[must_use]
     pub fn status(&self) -> Status {
-        let sources: BTreeMap<_, _> = self.sources.iter().map(|(name, view)| (name.clone(), self.source_status(view))).collect();
-        let replicas: BTreeMap<_, _> =
-            self.replicas.iter().map(|(name, view)| (name.clone(), self.replica_status(name, view))).collect();
         let mut daemon = self.daemon.clone();
         daemon.waiting_for.clone_from(&self.waiting_for.borrow());
-        daemon.configuration_changed = self.file.has_changed();
+        daemon.reload_refused.clone_from(&self.reload_refused.borrow());
+        let views = self.views();
+        daemon.configuration_changed = views.file.has_changed();
         let mut status = Status {
             version: model::VERSION,
             at: jiff::Timestamp::now().to_string(),
             ready: false,
             not_ready: Vec::new(),
             daemon,
-            queue: self.queue.clone(),
-            sources,
-            replicas,
+            queue: views.queue.clone(),
+            sources: views.sources.iter().map(|(name, view)| (name.clone(), views.source_status(view))).collect(),
+            replicas: views.replicas.iter().map(|(name, view)| (name.clone(), views.replica_status(name, view))).collect(),
         };
-        status.not_ready = reasons(&status, self.ready_max_lag);
+        status.not_ready = reasons(&status, views.ready_max_lag);
         status.ready = status.not_ready.is_empty();
         status
     }
+}
 
+impl Views {
     fn source_status(&self, view: &SourceView) -> Source {
         let survey = view.survey.borrow().clone();
         let mut source = Source {

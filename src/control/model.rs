@@ -46,8 +46,10 @@ pub struct Daemon {
     pub started_at: String,
     /// `capture`, `apply`.
     pub roles: Vec<String>,
-    /// The configuration file is not what it read when it started; a restart takes it up. `null` when the file cannot be read.
+    /// The configuration file is not what it read last; a reload takes it up. `null` when the file cannot be read.
     pub configuration_changed: Option<bool>,
+    /// Why the last reload was refused: what was in force before still is.
+    pub reload_refused: Option<String>,
     /// What it waits for before it works: the queue's folder held by another daemon.
     pub waiting_for: Option<String>,
 }

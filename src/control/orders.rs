@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Control, ReplicaView, SourceView};
+use tokio::sync::oneshot;
+
+use super::{Control, Reload, ReplicaView, SourceView, Views};
 use crate::cli::{Exit, exit};
 use crate::config::ByteSize;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::halt::HaltCode;
 use crate::pause::Gate;
-use crate::socket::protocol::{Answer, Kind, PauseReport, Request, Subject};
+use crate::socket::protocol::{Answer, Kind, PauseReport, ReloadReport, Request, Subject};
 
 /// What is in hand ends within this time: a batch that has not by then is rolled back by the applier itself.
 const REST_WITHIN: Duration = Duration::from_secs(15);
@@ -45,9 +47,9 @@ impl Answer {
 }
 
 /// Who was named.
-enum Named<'c> {
-    Source(&'c SourceView),
-    Replica(&'c ReplicaView),
+enum Named {
+    Source(Arc<SourceView>),
+    Replica(Arc<ReplicaView>),
 }
 
 impl Control {
@@ -56,6 +58,7 @@ impl Control {
         let done = match request {
             Request::Pause(subject) => self.pause(&subject).await.map(Answer::Pause),
             Request::Resume(subject) => self.resume(&subject).await.map(Answer::Pause),
+            Request::Reload { dry_run } => self.reload(dry_run).await.map(Answer::Reload),
         };
         done.unwrap_or_else(|refusal| refusal.answer())
     }
@@ -78,20 +81,31 @@ impl Control {
         Ok(PauseReport { changed, notes: notes.into_iter().collect(), ..named.report(&subject.name) })
     }
 
-    fn named(&self, subject: &Subject) -> Result<Named<'_>, Refusal> {
-        let source = self.sources.get(&subject.name).filter(|_| subject.kind != Some(Kind::Replica));
-        let replica = self.replicas.get(&subject.name).filter(|_| subject.kind != Some(Kind::Source));
+    fn named(&self, subject: &Subject) -> Result<Named, Refusal> {
+        let views = self.views();
+        let source = views.sources.get(&subject.name).filter(|_| subject.kind != Some(Kind::Replica));
+        let replica = views.replicas.get(&subject.name).filter(|_| subject.kind != Some(Kind::Source));
         match (source, replica) {
-            (Some(source), None) => Ok(Named::Source(source)),
-            (None, Some(replica)) => Ok(Named::Replica(replica)),
+            (Some(source), None) => Ok(Named::Source(Arc::clone(source))),
+            (None, Some(replica)) => Ok(Named::Replica(Arc::clone(replica))),
             (Some(_), Some(_)) => {
                 let message = format!("'{0}' is a source and a replica: say --source or --replica as well", subject.name);
                 Err(Refusal::Usage(message))
             }
-            (None, None) => Err(Refusal::Usage(self.unknown(subject))),
+            (None, None) => Err(Refusal::Usage(views.unknown(subject))),
         }
     }
 
+    /// The daemon's main loop does it; it may be stopping something just now.
+    async fn reload(&self, dry_run: bool) -> Result<ReloadReport, Refusal> {
+        let gone = || Error::new(ErrorKind::Busy, "the daemon is ending, or has not opened its queue yet");
+        let (answer, answered) = oneshot::channel();
+        self.reloads.send(Reload { dry_run, answer }).await.map_err(|_| gone())?;
+        Ok(answered.await.map_err(|_| gone())??)
+    }
+}
+
+impl Views {
     fn unknown(&self, subject: &Subject) -> String {
         let list = |kind: &str, names: Vec<&str>| match names.as_slice() {
             [] => format!("there is no {kind}"),
@@ -107,7 +121,7 @@ impl Control {
     }
 }
 
-impl Named<'_> {
+impl Named {
     fn gate(&self) -> &Arc<Gate> {
         match self {
             Self::Source(view) => &view.gate,

@@ -54,12 +54,10 @@ pub async fn serve(path: PathBuf, control: Arc<Control>, cancel: CancellationTok
         };
         match accepted {
             Ok(stream) => {
-                let (control, cancel) = (Arc::clone(&control), cancel.clone());
+                // Not ended with this task: an order may be to take orders elsewhere, and is answered all the same.
+                let control = Arc::clone(&control);
                 tokio::spawn(async move {
-                    tokio::select! {
-                        () = cancel.cancelled() => {}
-                        () = connection(stream, &control) => {}
-                    }
+                    connection(stream, &control).await;
                     drop(permit);
                 });
             }

@@ -43,6 +43,11 @@ pub enum Request {
     Pause(Subject),
     /// Go on.
     Resume(Subject),
+    /// Read the configuration again.
+    Reload {
+        /// Only say what would change.
+        dry_run: bool,
+    },
 }
 
 /// What became of it.
@@ -51,6 +56,8 @@ pub enum Request {
 pub enum Answer {
     /// A pause or its end.
     Pause(PauseReport),
+    /// A reload, or what it would do.
+    Reload(ReloadReport),
     /// Nothing was changed, or not all of it.
     Refused {
         /// The command's exit code.
@@ -77,6 +84,19 @@ pub struct PauseReport {
     pub at_rest: bool,
     /// What else there is to know: a sentence each.
     #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// What a reload changes. `--json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// It was carried out; false for a dry run.
+    pub done: bool,
+    /// One line for each key, source or replica that differs.
+    pub changes: Vec<String>,
+    /// What is started anew for it, or stopped: a line each.
+    pub restarts: Vec<String>,
+    /// What to know: places in the queue that are kept, what `init` has to do.
     pub notes: Vec<String>,
 }
 

@@ -1,9 +1,10 @@
-//! The daemon: all wiring, top to bottom in the order that data flows. The only place that matches on backend kinds.
+//! The daemon: all wiring, top to bottom in the order that data flows. With [`fleet`] the only place that matches on backend kinds.
 //!
 //! ```text
 //! signals ─► systemd READY, HTTP ─► queue (its folder: one daemon at a time) ─► socket ─► captures ─► surveys ─► appliers
 //!                                                                                  │ a task ends early: stop with its error
 //!                                              SIGTERM, SIGINT ──────────────────► stop, at most STOP_WITHIN
+//!                                              SIGHUP, `millstream reload` ──────► reload: refused whole, or carried
 //! ```
 //!
 //! READY comes as soon as the configuration is known to be valid: a database or a broker that is down is tried again, shown by
@@ -13,27 +14,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::copy::{CopyProgress, PostgresCopy};
-use crate::apply::{Applier, ApplyStatus, FirstCopy, run_apply};
-use crate::capture::{CaptureStatus, run_capture};
-use crate::config::{Config, QueueConfig, QueueKind, ReplicaConfig, SourceConfig};
-use crate::control::survey::{self, Survey};
-use crate::control::{Control, SAMPLE_EVERY};
+use crate::config::{Config, QueueConfig, QueueKind};
+use crate::control::{Control, Reload, SAMPLE_EVERY};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http;
-use crate::pause::{Gate, Pauses, Who};
 use crate::queue::Queue;
 use crate::queue::embedded::{EmbeddedQueue, FolderLock};
 use crate::queue::kafka::{KafkaQueue, KafkaSettings};
-use crate::replica::ReplicaTarget;
-use crate::replica::postgres::PostgresTarget;
-use crate::socket;
 use crate::systemd;
 use crate::task::Tasks;
 use crate::telemetry::{Repeating, Say};
+
+mod fleet;
+mod reload;
+
+use fleet::Fleet;
 
 /// Time from SIGTERM to the process's end, with a second left for the process itself.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -105,98 +101,35 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks, lock: &mut Option
         replicas = config.replicas.len(),
         "millstream starts"
     );
-    let (control, channels) = channels(&config, roles);
-    start_telling(&config, &control, tasks);
+    let mut hangup = listen(SignalKind::hangup())?;
+    let (control, mut ordered) = Control::new(&config, &roles.names());
+    let control = Arc::new(control);
+    let queue = config.queue.clone();
+    let mut fleet = Fleet::of(config, roles, &control);
+    start_telling(&mut fleet, &control, tasks);
     let queue = tokio::select! {
-        opened = open_for_daemon(&config.queue, &control) => {
+        opened = open_for_daemon(&queue, &control) => {
             let (queue, taken) = opened?;
             *lock = taken;
             queue
         }
         ended = tasks.watch() => return ended,
     };
-    if let Some(path) = config.control.socket.clone() {
-        tasks.spawn("socket", socket::serve(path, Arc::clone(&control), tasks.token().clone()));
-    }
-    for SourceWork { source, pauses, gate, captured, surveyed } in channels.sources {
-        pauses.open(&queue);
-        let captured_here = captured.is_some();
-        if let Some(status) = captured {
-            let name = format!("capture {}", source.name);
-            let (queue, cancel) = (Arc::clone(&queue), tasks.token().clone());
-            tasks.spawn(name, run_capture(source.clone(), config.queue.max_bytes, queue, gate, cancel, status));
+    fleet.start(&queue, tasks);
+    loop {
+        tokio::select! {
+            ended = tasks.watch() => return ended,
+            _ = hangup.recv() => drop(fleet.reload(false, tasks).await),
+            Some(Reload { dry_run, answer }) = ordered.recv() => {
+                // Whoever asked may have left.
+                drop(answer.send(fleet.reload(dry_run, tasks).await));
+            }
         }
-        tasks.spawn(format!("pauses {}", source.name), pauses.watch(tasks.token().clone()));
-        let name = format!("survey {}", source.name);
-        tasks.spawn(name, survey::run(source, Arc::clone(&queue), captured_here, surveyed, tasks.token().clone()));
     }
-    for ReplicaWork { replica, gate, status, copy } in channels.replicas {
-        let name = format!("apply {}", replica.name);
-        let mut applier = applier(replica, &queue, copy);
-        applier.gate = gate;
-        let cancel = tasks.token().clone();
-        tasks.spawn(name, async move {
-            run_apply(applier, cancel, status).await;
-            Ok(())
-        });
-    }
-    tasks.watch().await
-}
-
-/// What a source's tasks work on, and where they tell.
-struct SourceWork {
-    source: SourceConfig,
-    /// Of its stream.
-    pauses: Arc<Pauses>,
-    gate: Arc<Gate>,
-    /// `None` where this daemon does not capture.
-    captured: Option<watch::Sender<CaptureStatus>>,
-    surveyed: watch::Sender<Survey>,
-}
-
-/// What a replica's applier works on, and where it tells.
-struct ReplicaWork {
-    replica: ReplicaConfig,
-    gate: Arc<Gate>,
-    status: watch::Sender<ApplyStatus>,
-    copy: Option<Arc<dyn FirstCopy>>,
-}
-
-/// The sending ends for the stages, with what each works on.
-struct Channels {
-    sources: Vec<SourceWork>,
-    replicas: Vec<ReplicaWork>,
-}
-
-fn channels(config: &Config, roles: Roles) -> (Arc<Control>, Channels) {
-    let mut control = Control::new(config, &roles.names());
-    let mut channels = Channels { sources: Vec::new(), replicas: Vec::new() };
-    for source in config.sources.values() {
-        let surveyed = watch::Sender::new(Survey::default());
-        let captured = roles.capture.then(|| watch::Sender::new(CaptureStatus::default()));
-        let pauses = Pauses::new(&source.name);
-        let gate = pauses.gate(Who::Source);
-        let capture = captured.as_ref().map(watch::Sender::subscribe);
-        control.source(source, capture, surveyed.subscribe(), Arc::clone(&gate));
-        for replica in config.replicas_of(&source.name) {
-            let gate = pauses.gate(Who::Replica(replica.name.clone()));
-            let apply = roles.apply.then(|| watch::Sender::new(ApplyStatus::default()));
-            let (copy, progress) = first_copy(source, replica);
-            control.replica(replica, apply.as_ref().map(watch::Sender::subscribe), Some(progress), Arc::clone(&gate));
-            channels.replicas.extend(apply.map(|status| ReplicaWork {
-                replica: replica.clone(),
-                gate,
-                status,
-                copy: Some(copy),
-            }));
-        }
-        channels.sources.push(SourceWork { source: source.clone(), pauses, gate, captured, surveyed });
-    }
-    (Arc::new(control), channels)
 }
 
 /// Everything that tells others how the daemon is.
-fn start_telling(config: &Config, control: &Arc<Control>, tasks: &mut Tasks) {
+fn start_telling(fleet: &mut Fleet, control: &Arc<Control>, tasks: &mut Tasks) {
     let (sampled, cancel) = (Arc::clone(control), tasks.token().clone());
     tasks.spawn("samples", async move {
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
@@ -205,9 +138,7 @@ fn start_telling(config: &Config, control: &Arc<Control>, tasks: &mut Tasks) {
         }
         Ok(())
     });
-    if let Some(config) = config.http.clone() {
-        tasks.spawn("http", http::serve(config, Arc::clone(control), tasks.token().clone()));
-    }
+    fleet.start_http(tasks);
     systemd::ready();
     tasks.spawn("systemd", systemd::run(Arc::clone(control), tasks.token().clone()));
 }
@@ -249,17 +180,6 @@ pub fn open_queue(config: &QueueConfig) -> Result<Arc<dyn Queue>> {
     }
 }
 
-fn applier(replica: ReplicaConfig, queue: &Arc<dyn Queue>, first_copy: Option<Arc<dyn FirstCopy>>) -> Applier {
-    let target: Arc<dyn ReplicaTarget> = Arc::new(PostgresTarget::new(replica.clone()));
-    Applier::new(replica, target, Arc::clone(queue), first_copy)
-}
-
-/// What loads the tables of a replica that are not live yet: straight from the source, not through the queue.
-fn first_copy(source: &SourceConfig, replica: &ReplicaConfig) -> (Arc<dyn FirstCopy>, watch::Receiver<CopyProgress>) {
-    let (copy, progress) = PostgresCopy::new(source.clone(), replica.clone());
-    (copy, progress)
-}
-
 /// The signals that end a daemon.
 struct Stop {
     terminate: Signal,
@@ -268,9 +188,6 @@ struct Stop {
 
 impl Stop {
     fn listen() -> Result<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Error::new(ErrorKind::Unexpected, "cannot listen for signals").with_source(error))
-        };
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
@@ -280,4 +197,8 @@ impl Stop {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|error| Error::new(ErrorKind::Unexpected, "cannot listen for signals").with_source(error))
 }
