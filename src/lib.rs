@@ -30,7 +30,9 @@
 //! | [`preflight`] | `check`, `init`, `teardown`: what must hold before a pair runs |
 //! | [`config`] | the one TOML file |
 //! | [`daemon`] | all wiring, top to bottom in the order that data flows; the only place that matches on backend kinds |
-//! | [`control`] | what a running daemon tells: status |
+//! | [`control`] | what a running daemon tells, and what it is told to do: status, pauses |
+//! | [`pause`] | sources and replicas that stand still because somebody asked for it |
+//! | [`socket`] | the local socket that orders come by |
 //! | [`http`], [`metrics`], [`systemd`], [`telemetry`] | that, over HTTP, as metrics, to systemd; logs |
 //! | [`publish`] | the log as others read it: Debezium's envelope |
 //! | [`task`] | named tasks, of which none ends unnoticed |
@@ -102,11 +104,13 @@ pub mod failpoint;
 pub mod halt;
 pub mod http;
 pub mod metrics;
+pub mod pause;
 pub mod postgres;
 pub mod preflight;
 pub mod publish;
 pub mod queue;
 pub mod replica;
+pub mod socket;
 pub mod systemd;
 pub mod task;
 pub mod telemetry;

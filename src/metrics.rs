@@ -44,6 +44,7 @@ names! {
     gauge REPLICA_LAG_BYTES = "millstream_replica_lag_bytes", "Bytes of log that the replica has not applied.";
     gauge REPLICA_QUEUED_CHANGES = "millstream_replica_queued_changes", "Changes in the queue that the replica has not applied.";
     gauge REPLICA_DRAIN_SECONDS = "millstream_replica_drain_seconds", "Time to apply what is queued, at the present rate. Absent when nothing moves.";
+    gauge REPLICA_PAUSED = "millstream_replica_paused", "1 while the replica is paused (`millstream pause`).";
     gauge REPLICA_LIVE = "millstream_replica_live", "1 when every table is live.";
     counter APPLIED_TRANSACTIONS = "millstream_applied_transactions_total", "Source transactions applied by this process.";
     counter APPLIED_CHANGES = "millstream_applied_changes_total", "Changes applied by this process.";
@@ -52,6 +53,7 @@ names! {
     counter CAPTURED_TRANSACTIONS = "millstream_captured_transactions_total", "Source transactions captured by this process.";
     counter CAPTURED_CHANGES = "millstream_captured_changes_total", "Changes captured by this process.";
     counter CAPTURED_BYTES = "millstream_captured_bytes_total", "Bytes of log written by this process.";
+    gauge SOURCE_PAUSED = "millstream_source_paused", "1 while the source is paused: it is not read, and keeps its WAL.";
     gauge SOURCE_LAG_BYTES = "millstream_source_lag_bytes", "Bytes of the source's log that are not durable in the queue.";
     gauge SOURCE_RETAINED_WAL_BYTES = "millstream_source_retained_wal_bytes", "WAL that the slot retains at the source.";
     gauge SOURCE_RETAIN_BUDGET_BYTES = "millstream_source_retain_budget_bytes", "retain_max_bytes.";
@@ -134,6 +136,7 @@ fn of_source(name: &str, source: &Source) {
     if source.state == "elsewhere" {
         return;
     }
+    gauge!(SOURCE_PAUSED, SOURCE => label()).set(flag(source.paused_since.is_some()));
     gauge!(SOURCE_BUFFERED_BYTES, SOURCE => label()).set(source.buffered_bytes as f64);
     gauge!(SOURCE_SPILLED_BYTES, SOURCE => label()).set(source.spilled_bytes as f64);
     gauge!(HEARTBEAT_FAILING, SOURCE => label()).set(flag(source.heartbeat_error.is_some()));
@@ -160,6 +163,7 @@ fn of_replica(name: &str, replica: &Replica) {
     optional(REPLICA_LAG_BYTES, replica.lag_bytes.map(|n| n as f64));
     optional(REPLICA_QUEUED_CHANGES, replica.queued_changes.map(|n| n as f64));
     optional(REPLICA_DRAIN_SECONDS, replica.drain_seconds);
+    optional(REPLICA_PAUSED, Some(flag(replica.paused_since.is_some())));
     optional(REPLICA_LIVE, Some(flag(replica.state == "live")));
     if let Some(sequences) = &replica.sequences {
         optional(REPLICA_SEQUENCES_NOT_CARRIED, Some(sequences.not_carried.len() as f64));

@@ -23,6 +23,12 @@ pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// The configuration is read again; [`ready`] says that it is done.
+pub fn reloading() {
+    let now = NotifyState::monotonic_usec_now();
+    tell(&[NotifyState::Reloading].into_iter().chain(now.ok()).collect::<Vec<_>>());
+}
+
 /// The end has begun.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);

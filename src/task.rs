@@ -1,12 +1,13 @@
 //! Long-running tasks: named, tracked, and none of them ends unnoticed.
 //!
 //! A task of a daemon runs until it is cancelled. One that ends before that, with an error, without one or by a panic, ends
-//! the daemon with its error: half a daemon is worse than none, because nobody looks.
+//! the daemon with its error: half a daemon is worse than none, because nobody looks. A part of a daemon that is started and
+//! stopped while the rest goes on ([`Tasks::part`]) has a token of its own, and may end once that is cancelled.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -14,8 +15,41 @@ use crate::error::{Error, ErrorKind, Result};
 /// The daemon's tasks.
 pub struct Tasks {
     set: JoinSet<Result<()>>,
-    names: HashMap<Id, String>,
+    /// Name, and the token that lets it end.
+    names: HashMap<Id, (String, CancellationToken)>,
     token: CancellationToken,
+}
+
+/// Tasks that are started and stopped together while the daemon goes on.
+pub struct Part {
+    token: CancellationToken,
+    tasks: Vec<(String, AbortHandle, CancellationToken)>,
+}
+
+impl Part {
+    /// The token that ends them.
+    #[must_use]
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Asks them to end.
+    pub fn cancel(&self) {
+        self.token.cancel();
+    }
+
+    /// Waits for them to end, at most so long; who stays is aborted, which drops what it holds.
+    pub async fn ended(self, limit: Duration) {
+        self.cancel();
+        let deadline = tokio::time::Instant::now() + limit;
+        for (name, task, ended) in self.tasks {
+            if tokio::time::timeout_at(deadline, ended.cancelled()).await.is_err() {
+                tracing::warn!(task = name, "did not end in time; what it had not committed is done again when it is started");
+                task.abort();
+                ended.cancelled().await;
+            }
+        }
+    }
 }
 
 impl Tasks {
@@ -33,9 +67,31 @@ impl Tasks {
 
     /// Starts a task that runs until the token is cancelled.
     pub fn spawn(&mut self, name: impl Into<String>, work: impl Future<Output = Result<()>> + Send + 'static) {
-        let name = name.into();
         let handle = self.set.spawn(work);
-        self.names.insert(handle.id(), name);
+        self.names.insert(handle.id(), (name.into(), self.token.clone()));
+    }
+
+    /// A part without tasks yet.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        Part { token: self.token.child_token(), tasks: Vec::new() }
+    }
+
+    /// Starts a task of a part, which runs until the part's token is cancelled.
+    pub fn spawn_in(
+        &mut self,
+        part: &mut Part,
+        name: impl Into<String>,
+        work: impl Future<Output = Result<()>> + Send + 'static,
+    ) {
+        let (name, ended) = (name.into(), CancellationToken::new());
+        let told = ended.clone().drop_guard();
+        let handle = self.set.spawn(async move {
+            let _told = told;
+            work.await
+        });
+        self.names.insert(handle.id(), (name.clone(), part.token.clone()));
+        part.tasks.push((name, handle, ended));
     }
 
     /// Waits until the token is cancelled, or a task ends before that.
@@ -48,8 +104,8 @@ impl Tasks {
                 biased;
                 () = self.token.cancelled() => return Ok(()),
                 Some(ended) = self.set.join_next_with_id() => {
-                    let (name, result) = self.name(ended);
-                    if self.token.is_cancelled() {
+                    let (name, token, result) = self.name(ended);
+                    if token.is_cancelled() {
                         continue;
                     }
                     let early = || Error::new(ErrorKind::Unexpected, format!("task '{name}' ended though nobody asked it to"));
@@ -64,7 +120,7 @@ impl Tasks {
         self.token.cancel();
         let drained = tokio::time::timeout(limit, async {
             while let Some(ended) = self.set.join_next_with_id().await {
-                let (name, result) = self.name(ended);
+                let (name, _, result) = self.name(ended);
                 match result {
                     Err(error) if error.kind() != ErrorKind::Cancelled => {
                         tracing::warn!(task = %name, %error, "a task ended with an error while stopping");
@@ -75,18 +131,18 @@ impl Tasks {
         });
         match drained.await {
             Ok(()) => Vec::new(),
-            Err(_) => self.names.into_values().collect(),
+            Err(_) => self.names.into_values().map(|(name, _)| name).collect(),
         }
     }
 
-    fn name(&mut self, ended: Result<(Id, Result<()>), JoinError>) -> (String, Result<()>) {
+    fn name(&mut self, ended: Result<(Id, Result<()>), JoinError>) -> (String, CancellationToken, Result<()>) {
         let (id, result) = match ended {
             Ok((id, result)) => (id, result),
             Err(error) => (error.id(), Err(Error::new(ErrorKind::Unexpected, how_it_ended(&error)))),
         };
-        let name = self.names.remove(&id).unwrap_or_default();
+        let (name, token) = self.names.remove(&id).unwrap_or_default();
         let result = result.map_err(|error| error.context(format!("task '{name}'")));
-        (name, result)
+        (name, token, result)
     }
 }
 
@@ -127,6 +183,21 @@ mod tests {
         let mut tasks = Tasks::new(CancellationToken::new());
         tasks.spawn("clumsy", async { panic!("on purpose") });
         assert_eq!(tasks.watch().await.expect_err("a panic").to_string(), "task 'clumsy': panicked");
+    }
+
+    #[tokio::test]
+    async fn a_part_may_end_once_it_was_asked_to_and_not_before() {
+        let mut tasks = Tasks::new(CancellationToken::new());
+        let (mut part, mut other) = (tasks.part(), tasks.part());
+        let token = part.token().clone();
+        tasks.spawn_in(&mut part, "polite", async move {
+            token.cancelled().await;
+            Ok(())
+        });
+        tasks.spawn_in(&mut part, "stubborn", std::future::pending());
+        part.ended(Duration::from_millis(20)).await;
+        tasks.spawn_in(&mut other, "weak", async { Err(Error::new(ErrorKind::Io, "no disk")) });
+        assert_eq!(tasks.watch().await.expect_err("an early end").to_string(), "task 'weak': no disk");
     }
 
     #[tokio::test]

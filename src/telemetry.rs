@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
@@ -15,26 +15,32 @@ use crate::error::{Error, ErrorKind, Result};
 /// Chatty parts of others are kept to warnings unless asked for by name.
 const DEFAULT_LEVEL: &str = "info,sqlx=warn,rdkafka=warn,librdkafka=warn,hyper=warn";
 
+/// Changes what is logged, of the subscriber that [`install`] started.
+type SetFilter = Box<dyn Fn(EnvFilter) -> std::result::Result<(), tracing_subscriber::reload::Error> + Send + Sync>;
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
 /// Starts logging. `RUST_LOG` wins over the configuration.
 ///
 /// # Errors
 /// [`ErrorKind::Config`] for a filter that cannot be read, [`ErrorKind::Unexpected`] when logging was started before.
 pub fn install(config: &LogConfig) -> Result<()> {
-    let (directives, from) = match (std::env::var("RUST_LOG"), &config.level) {
-        (Ok(text), _) if !text.is_empty() => (text, "RUST_LOG"),
-        (_, Some(text)) => (text.clone(), "log.level"),
-        _ => (DEFAULT_LEVEL.to_owned(), "the default"),
-    };
-    let filter = EnvFilter::try_new(&directives)
-        .map_err(|error| Error::new(ErrorKind::Config, format!("{from}: '{directives}' is not a log filter: {error}")))?;
+    let filter = filter(config)?;
     let builder = fmt::Subscriber::builder().with_env_filter(filter).with_writer(std::io::stderr);
     // journald stamps every line with its own time.
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    macro_rules! start {
+        ($builder:expr) => {{
+            let builder = $builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let set: SetFilter = Box::new(move |filter| handle.reload(filter));
+            builder.finish().try_init().map(|()| drop(SET_FILTER.set(set)))
+        }};
+    }
     let started = match config.format {
-        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
-        LogFormat::Text if journal => builder.without_time().with_ansi(false).with_target(false).finish().try_init(),
-        LogFormat::Text => builder.with_ansi(colours).with_target(false).finish().try_init(),
+        LogFormat::Json => start!(builder.json().flatten_event(true)),
+        LogFormat::Text if journal => start!(builder.without_time().with_ansi(false).with_target(false)),
+        LogFormat::Text => start!(builder.with_ansi(colours).with_target(false)),
     };
     started.map_err(|error| Error::new(ErrorKind::Unexpected, format!("cannot start logging: {error}")))?;
     std::panic::set_hook(Box::new(|panic| {
@@ -43,6 +49,26 @@ pub fn install(config: &LogConfig) -> Result<()> {
         tracing::error!(%place, "a defect in Millstream: a task panicked; please report the place and the lines before it");
     }));
     Ok(())
+}
+
+fn filter(config: &LogConfig) -> Result<EnvFilter> {
+    let (directives, from) = match (std::env::var("RUST_LOG"), &config.level) {
+        (Ok(text), _) if !text.is_empty() => (text, "RUST_LOG"),
+        (_, Some(text)) => (text.clone(), "log.level"),
+        _ => (DEFAULT_LEVEL.to_owned(), "the default"),
+    };
+    EnvFilter::try_new(&directives)
+        .map_err(|error| Error::new(ErrorKind::Config, format!("{from}: '{directives}' is not a log filter: {error}")))
+}
+
+/// Logs by another `log.level` from now on. `RUST_LOG` still wins.
+///
+/// # Errors
+/// As [`install`].
+pub fn set_level(config: &LogConfig) -> Result<()> {
+    let filter = filter(config)?;
+    let Some(set) = SET_FILTER.get() else { return Ok(()) };
+    set(filter).map_err(|error| Error::new(ErrorKind::Unexpected, format!("cannot change what is logged: {error}")))
 }
 
 /// How often a warning that repeats is let through.

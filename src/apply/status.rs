@@ -26,6 +26,8 @@ pub enum ApplyState {
     Live,
     /// Stopped by a rule.
     Halted,
+    /// Applies nothing because somebody asked for it.
+    Paused,
     /// Ended as asked.
     Stopped,
 }

@@ -7,6 +7,10 @@
 //!                            lasting halt: until restart │ cancelled: ends
 //! ```
 //!
+//! Before the first line stands the replica's [`Gate`]: while it is paused nothing is claimed. A pause ends a session as the daemon's own end does: the
+//! batch in hand is committed, or rolled back; finished chunks of a first copy stay; lock and session on the replica are given up. A lasting halt stays one
+//! over a pause.
+//!
 //! Designs considered: keeping the replica's session over a failure of the queue (saves one reconnection; but then two places
 //! decide what is applied, memory and ledger, and they can differ).
 
@@ -27,6 +31,7 @@ use super::status::{ApplyState, ApplyStatus, Rate};
 use crate::config::ReplicaConfig;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::halt::{Disposition, RETRY_HALTED_SECONDS, disposition};
+use crate::pause::Gate;
 use crate::queue::Queue;
 use crate::queue::log::{LogReader, Start};
 use crate::replica::{ReplicaTarget, kept_alive};
@@ -52,6 +57,8 @@ pub struct Applier {
     pub queue: Arc<dyn Queue>,
     /// What loads tables that are not live; `None` where none is wanted.
     pub first_copy: Option<Arc<dyn FirstCopy>>,
+    /// Closed while it is paused.
+    pub gate: Arc<Gate>,
     /// These are tables that were added, and where they meet the others.
     pub(super) meeting: Option<Arc<Meeting>>,
     /// The queue holds nothing for tables that were added, as far as is known.
@@ -59,7 +66,7 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Of a whole replica.
+    /// Of a whole replica, which nobody pauses unless its gate is replaced.
     #[must_use]
     pub fn new(
         config: ReplicaConfig,
@@ -67,8 +74,19 @@ impl Applier {
         queue: Arc<dyn Queue>,
         first_copy: Option<Arc<dyn FirstCopy>>,
     ) -> Self {
-        Self { config, target, queue, first_copy, meeting: None, hold_given_up: AtomicBool::new(false) }
+        let gate = Gate::always_open();
+        Self { config, target, queue, first_copy, gate, meeting: None, hold_given_up: AtomicBool::new(false) }
     }
+}
+
+/// How one turn ended though nothing failed.
+enum Turn {
+    /// The work was asked to end.
+    Asked,
+    /// A later `init` has added tables.
+    TablesFound,
+    /// A pause began or ended.
+    Gate,
 }
 
 /// [`run_apply`], for a task of its own.
@@ -90,10 +108,14 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
     loop {
         let began = Instant::now();
         let (before, position) = (status.borrow().batches, status.borrow().position);
-        let error = match attempt(&applier, &cancel, &status).await {
-            Ok(Ended::Asked) => break,
-            Ok(Ended::TablesFound) => {
+        let error = match turn(&applier, &cancel, &status).await {
+            Ok(Turn::Asked) => break,
+            Ok(Turn::TablesFound) => {
                 tracing::info!(replica = applier.config.name, "tables are to be copied; apply begins anew with them");
+                continue;
+            }
+            Ok(Turn::Gate) => {
+                pause = FIRST_PAUSE;
                 continue;
             }
             Err(error) => error.context(format!("replica '{}'", applier.config.name)),
@@ -105,12 +127,56 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
             pause = FIRST_PAUSE;
         }
         let Some(wait) = next_attempt(&error, has_work, &status, &mut pause) else { break };
+        // One that loss has halted stays halted over a pause.
+        let lasts = status.borrow().halt.is_some_and(|code| !code.mendable());
         tokio::select! {
             () = cancel.cancelled() => break,
             () = wait => {}
+            () = applier.gate.closed(), if !lasts => {}
         }
     }
     status.send_modify(|status| status.state = ApplyState::Stopped);
+}
+
+/// A pause to its end, or a session to its own.
+async fn turn(applier: &Applier, cancel: &CancellationToken, status: &watch::Sender<ApplyStatus>) -> Result<Turn> {
+    let gate = &applier.gate;
+    let paused = tokio::select! {
+        () = cancel.cancelled() => return Ok(Turn::Asked),
+        paused = gate.check() => paused?,
+    };
+    if paused.is_some() {
+        begins(status, ApplyState::Paused);
+        tracing::info!(replica = applier.config.name, "paused: nothing is applied until it is resumed");
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(Turn::Asked),
+            () = gate.opened() => {}
+        }
+        tracing::info!(replica = applier.config.name, "resumed");
+        begins(status, ApplyState::Waiting);
+        return Ok(Turn::Gate);
+    }
+    let _at_work = gate.work();
+    let session = cancel.child_token();
+    let attempt = attempt(applier, &session, status);
+    tokio::pin!(attempt);
+    let ended = tokio::select! {
+        ended = &mut attempt => ended,
+        () = gate.closed() => {
+            session.cancel();
+            attempt.await
+        }
+    };
+    match ended {
+        // What a copy says that was asked to end.
+        Err(error) if error.kind() != ErrorKind::Cancelled => Err(error),
+        Ok(Ended::TablesFound) => Ok(Turn::TablesFound),
+        _ if cancel.is_cancelled() => Ok(Turn::Asked),
+        _ => {
+            begins(status, ApplyState::Paused);
+            Ok(Turn::Gate)
+        }
+    }
 }
 
 /// Tells of a failure and gives the pause after it. `has_work`: there are tables to copy, for which apply makes room; `None` when the work was asked to end.

@@ -16,6 +16,7 @@
 //!                                                              │ loss: stays
 //!                                                              ▼
 //!                                                           Stopped (cancelled)
+//!  any but a lasting halt ◄── paused, resumed ([`crate::pause`]) ──► Paused
 //! ```
 //!
 //! [`status::CaptureState`] says who is where. None of it is durable; durable are the log, the slot at the source, and the

@@ -23,6 +23,8 @@ pub enum CaptureState {
     QueueFull,
     /// Stopped by a rule.
     Halted,
+    /// Not reading because somebody asked for it: the slot is free, and the source keeps what is not confirmed.
+    Paused,
     /// Ended as asked.
     Stopped,
 }

@@ -1,4 +1,8 @@
 //! A stream's supervisor: connects again, halts, waits, by the one table ([`crate::halt::disposition`]).
+//!
+//! While the source is paused there is no connection: what was given to the queue is durable and confirmed, the slot is free, and the source keeps what comes
+//! after. That is watched against its budget all the same, and dropped past it where `on_retain_limit` asks for that: a pause is no reason to endanger
+//! the source (I7). Rejected: *keeping the connection and not reading*: the walsender would hold a half-sent transaction, and a source that shuts down waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +20,7 @@ use super::worker::Owned;
 use crate::config::{OnRetainLimit, SourceConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::halt::{Disposition, HaltCode, RETRY_HALTED_SECONDS, disposition};
+use crate::pause::Gate;
 use crate::postgres::{Mode, PgClient, Side};
 use crate::queue::Queue;
 
@@ -27,10 +32,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// A connection that lived so long begins the pauses anew.
 const LIVED: Duration = Duration::from_secs(10);
+/// Loss stays until a new copy: only the end ends the wait.
+const LASTING: Duration = Duration::from_secs(u64::MAX / 8);
 /// Time to let go of the slot in order.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
-/// Captures a source until cancelled. Failures are retried, or halt the stream and show in the status; they never come out of here.
+/// Captures a source until cancelled, but for the time in which its gate is closed. Failures are retried, or halt the stream and show in the status; they never come out of here.
 ///
 /// # Errors
 /// [`ErrorKind::Unexpected`] when a task beside the stream ended early.
@@ -38,6 +45,7 @@ pub async fn run_capture(
     source: SourceConfig,
     queue_max_bytes: u64,
     queue: Arc<dyn Queue>,
+    gate: Arc<Gate>,
     cancel: CancellationToken,
     status: watch::Sender<CaptureStatus>,
 ) -> Result<()> {
@@ -45,10 +53,10 @@ pub async fn run_capture(
     status.send_modify(|s| (s.source, s.queue_max_bytes) = (source.name.clone(), queue_max_bytes));
     let application_name = application_name(&source.name);
     let site = Site { source, queue, queue_max_bytes, application_name, silence: Silence::default(), status };
-    let mut supervisor = Supervisor { site, retention: None, pause: FIRST_PAUSE };
+    let mut supervisor = Supervisor { site, gate, retention: None, pause: FIRST_PAUSE };
     while !cancel.is_cancelled() {
         let began = Instant::now();
-        let error = supervisor.attempt(&cancel).await;
+        let error = supervisor.turn(&cancel).await;
         if began.elapsed() > LIVED {
             supervisor.pause = FIRST_PAUSE;
         }
@@ -57,11 +65,18 @@ pub async fn run_capture(
                 () = cancel.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
                 () = supervisor.past_budget() => drop(supervisor.drop_slot().await),
+                // What loss has halted stays halted over a pause.
+                () = supervisor.gate.closed(), if pause < LASTING => {}
             }
         }
     }
     super::set_state(&supervisor.site.status, CaptureState::Stopped);
     Ok(())
+}
+
+/// Ended by the daemon's end, or by the beginning or end of a pause.
+fn asked() -> Error {
+    Error::new(ErrorKind::Cancelled, "capture was asked to end")
 }
 
 /// Shown in `pg_stat_activity`; at most 63 bytes of ASCII, as PostgreSQL keeps it.
@@ -72,17 +87,67 @@ fn application_name(source: &str) -> String {
 
 struct Supervisor {
     site: Site,
+    gate: Arc<Gate>,
     retention: Option<Owned<Result<()>>>,
     pause: Duration,
 }
 
 impl Supervisor {
+    /// A pause or a connection, from its beginning to its end.
+    async fn turn(&mut self, cancel: &CancellationToken) -> Error {
+        self.watch_retention();
+        let gate = Arc::clone(&self.gate);
+        let paused = tokio::select! {
+            () = cancel.cancelled() => return asked(),
+            paused = gate.check() => match paused {
+                Ok(paused) => paused.is_some(),
+                Err(error) => return error,
+            },
+            () = self.past_budget() => return self.drop_slot_for_budget().await,
+        };
+        if paused {
+            return self.stand_still(&gate, cancel).await;
+        }
+        let _at_work = gate.work();
+        let connection = cancel.child_token();
+        let attempt = self.attempt(&connection);
+        tokio::pin!(attempt);
+        tokio::select! {
+            error = &mut attempt => error,
+            () = gate.closed() => {
+                connection.cancel();
+                attempt.await
+            }
+        }
+    }
+
+    /// Until it is resumed.
+    async fn stand_still(&mut self, gate: &Gate, cancel: &CancellationToken) -> Error {
+        self.site.status.send_modify(|status| {
+            if status.halt.is_none() {
+                super::enter(status, CaptureState::Paused);
+            }
+            status.held_by = None;
+        });
+        tracing::info!(
+            source = self.site.source.name,
+            "paused: not read until it is resumed, and the source keeps its log meanwhile"
+        );
+        tokio::select! {
+            () = cancel.cancelled() => return asked(),
+            () = gate.opened() => {}
+            () = self.past_budget() => return self.drop_slot_for_budget().await,
+        }
+        tracing::info!(source = self.site.source.name, "resumed");
+        self.pause = FIRST_PAUSE;
+        asked()
+    }
+
     /// One connection, from its beginning to its end.
     async fn attempt(&mut self, cancel: &CancellationToken) -> Error {
         super::set_state(&self.site.status, CaptureState::Waiting);
-        self.watch_retention();
         let opened = tokio::select! {
-            () = cancel.cancelled() => return Error::new(ErrorKind::Cancelled, "capture was asked to end"),
+            () = cancel.cancelled() => return asked(),
             opened = self.site.open() => opened,
             () = self.past_budget() => return self.drop_slot_for_budget().await,
         };
@@ -124,8 +189,7 @@ impl Supervisor {
             Disposition::Halt(code) if code.mendable() => {
                 (CaptureState::Halted, Some(code), Duration::from_secs(RETRY_HALTED_SECONDS))
             }
-            // Loss stays until a new copy: only the end ends the wait.
-            Disposition::Halt(code) => (CaptureState::Halted, Some(code), Duration::MAX / 4),
+            Disposition::Halt(code) => (CaptureState::Halted, Some(code), LASTING),
         };
         match (halt, seen) {
             (_, true) => tracing::debug!(source, error = %text, "again"),

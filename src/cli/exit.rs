@@ -35,6 +35,12 @@ impl Exit {
     /// Every code.
     pub const ALL: [Self; 6] = [Self::Good, Self::Bad, Self::Usage, Self::Unknown, Self::Temporary, Self::Config];
 
+    /// The code of a number that another process gave; one that is no code could not be told.
+    #[must_use]
+    pub fn from_code(code: u8) -> Self {
+        Self::ALL.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Unknown)
+    }
+
     /// What an error of a command means to whoever called it.
     #[must_use]
     pub fn of(error: &Error) -> Self {

@@ -12,7 +12,10 @@ mod check;
 pub mod exit;
 mod explain;
 mod init;
+mod order;
 mod output;
+mod pause;
+mod reload;
 pub mod render;
 mod run;
 mod sequences;
@@ -55,6 +58,15 @@ enum Command {
     /// Sets a replica's sequences to where the source's stand, now: the daemon does it at intervals.
     #[command(after_help = sequences::EXAMPLE)]
     Sequences(sequences::Arguments),
+    /// Has a replica or a source stand still until `resume`, over restarts of the daemon.
+    #[command(after_help = pause::PAUSE_EXAMPLE)]
+    Pause(pause::PauseArguments),
+    /// Lets a replica or a source that was paused go on.
+    #[command(after_help = pause::RESUME_EXAMPLE)]
+    Resume(pause::ResumeArguments),
+    /// Has the daemon read its configuration again, and says what that changes.
+    #[command(after_help = reload::EXAMPLE)]
+    Reload(reload::Arguments),
     /// Reads the log.
     #[command(subcommand, after_help = tail::EXAMPLE)]
     Log(Log),
@@ -114,6 +126,9 @@ impl Cli {
             Command::Teardown(arguments) => block_on(teardown::run(load(&self.config)?, arguments)),
             Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
             Command::Sequences(arguments) => block_on(sequences::run(load(&self.config)?, arguments)),
+            Command::Pause(arguments) => block_on(pause::pause(load(&self.config)?, arguments)),
+            Command::Resume(arguments) => block_on(pause::resume(load(&self.config)?, arguments)),
+            Command::Reload(arguments) => block_on(reload::run(load(&self.config)?, arguments)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }
     }

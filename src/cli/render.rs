@@ -23,7 +23,10 @@ pub fn status(status: &Status, file: &ConfigFile) -> String {
         page.text("", reason);
     }
     if daemon.configuration_changed == Some(true) {
-        page.text("", "the configuration file has changed since this daemon started: it knows what is new there after a restart");
+        page.text("", "the configuration file has changed since this daemon read it: `millstream reload` takes it up, and says what it changes");
+    }
+    if let Some(why) = &daemon.reload_refused {
+        page.text("", &format!("the last reload was refused, and what was in force still is: {why}"));
     }
     for (name, source) in &status.sources {
         of_source(&mut page, name, source);
@@ -79,6 +82,7 @@ fn release_command(source: &str, consumer: &str) -> String {
 
 fn of_source(page: &mut Page, name: &str, source: &Source) {
     page.heading(&format!("source {name}"), &words(&source.state));
+    paused(page, name, source.paused_since.as_deref());
     if let Some(holder) = &source.held_by {
         page.text("held by", holder);
     }
@@ -133,6 +137,7 @@ fn of_source(page: &mut Page, name: &str, source: &Source) {
 
 fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     page.heading(&format!("replica {name} of {}", replica.source), &words(&replica.state));
+    paused(page, name, replica.paused_since.as_deref());
     if let Some(position) = &replica.position {
         page.text("position", position);
     }
@@ -174,6 +179,13 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     trouble(page, &replica.at, replica.halt.as_ref(), replica.error.as_deref(), replica.remedy.as_deref());
 }
 
+fn paused(page: &mut Page, name: &str, since: Option<&str>) {
+    if let Some(since) = since {
+        page.text("paused", &format!("since {since}; to go on:"));
+        page.command(&format!("millstream resume {name}"));
+    }
+}
+
 /// `at`: where statements are meant for, unless they say otherwise.
 fn trouble(page: &mut Page, at: &str, halt: Option<&Halt>, error: Option<&str>, remedy: Option<&str>) {
     if let Some(halt) = halt {
@@ -210,6 +222,7 @@ fn copying(copy: &Copy) -> String {
 fn words(state: &str) -> String {
     match state {
         "halted" => "HALTED".to_owned(),
+        "paused" => "PAUSED".to_owned(),
         "queue_full" => "QUEUE FULL".to_owned(),
         other => other.replace('_', " "),
     }

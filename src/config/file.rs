@@ -7,7 +7,8 @@ use super::DEFAULT_PATH;
 /// What precedes a command of ours in a text.
 const PROGRAM: &str = "millstream ";
 /// The commands that read a configuration.
-const COMMANDS: [&str; 6] = ["run", "check", "init", "teardown", "status", "log tail"];
+const COMMANDS: [&str; 10] =
+    ["run", "check", "init", "teardown", "status", "log tail", "pause", "resume", "reload", "sequences"];
 
 /// A configuration file, and what it said when it was read.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,12 @@ impl ConfigFile {
     #[must_use]
     pub fn named(path: &Path) -> Self {
         Self::new(path, "")
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// True when it says something else by now; `None` when it cannot be read.

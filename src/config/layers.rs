@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use config::FileFormat;
 use serde::Deserialize;
 
+use super::control::RawControl;
 use super::http::{RawHttp, RawLog};
 use super::place::Document;
 use super::queue::RawQueue;
@@ -25,6 +26,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub replica: BTreeMap<String, RawReplica>,
     pub http: Option<RawHttp>,
+    pub control: Option<RawControl>,
     pub log: Option<RawLog>,
 }
 

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub mod access;
+mod control;
+pub mod difference;
 mod file;
 mod http;
 mod layers;
@@ -23,6 +25,8 @@ mod size;
 mod source;
 mod url;
 
+pub use control::ControlConfig;
+pub use difference::Difference;
 pub use file::ConfigFile;
 pub use http::{HttpConfig, LogConfig, LogFormat};
 pub use layers::Environment;
@@ -50,6 +54,8 @@ pub struct Config {
     pub replicas: BTreeMap<String, ReplicaConfig>,
     /// HTTP; `None` when switched off.
     pub http: Option<HttpConfig>,
+    /// The local socket for orders.
+    pub control: ControlConfig,
     /// What is logged, and how.
     pub log: LogConfig,
     /// What was accepted but should be changed: one sentence each.
@@ -169,8 +175,9 @@ impl Build<'_> {
             }
         }
         let http = self.http(raw.http.unwrap_or_default())?;
+        let control = self.control(raw.control.unwrap_or_default(), &queue)?;
         let log = self.log(raw.log.unwrap_or_default())?;
-        Ok(Config { sources, queue, replicas, http, log, warnings: self.warnings, file })
+        Ok(Config { sources, queue, replicas, http, control, log, warnings: self.warnings, file })
     }
 
     /// An error at a key: where it stands in the file, or the variable that set it.
@@ -242,6 +249,7 @@ mod tests {
             ("queue", "[queue]"),
             ("replica.reports", "[replica.NAME]"),
             ("http", "[http]"),
+            ("control", "[control]"),
             ("log", "[log]"),
         ] {
             assert_eq!(documented(heading), keys_of(table), "{heading}");

@@ -1,66 +1,68 @@
 //! From the stages' own words to the document, and whether all of it is well.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::model::{self, Consumer, Copy, Halt, NotCarried, Positions, Replica, Retained, Sequences, Source, Status, Stream};
 use super::survey::End;
-use super::{Control, ReplicaView, SourceView, rate_of};
+use super::{Control, ReplicaView, SourceView, Views, rate_of};
 use crate::apply::ApplyStatus;
 use crate::apply::copy::{CopyPhase, CopyProgress};
 use crate::apply::lag::Now;
 use crate::apply::sequences::Carried;
 use crate::capture::CaptureStatus;
+use crate::config::ConfigFile;
 use crate::event::Position;
 use crate::halt::HaltCode;
+use crate::pause::Gate;
 use crate::replica::postgres::ledger::whole;
 
 impl Control {
     /// The document, as of now.
     #[must_use]
     pub fn status(&self) -> Status {
-        let mut sources: BTreeMap<_, _> =
-            self.sources.iter().map(|(name, view)| (name.clone(), self.source_status(view))).collect();
-        let mut replicas: BTreeMap<_, _> =
-            self.replicas.iter().map(|(name, view)| (name.clone(), self.replica_status(name, view))).collect();
-        for (name, source) in &mut sources {
-            source.at = self.places.sources.get(name).cloned().unwrap_or_default();
-            self.name_in_commands(&mut source.halt, &mut source.error, &mut source.remedy);
-        }
-        for replica in replicas.values_mut() {
-            self.name_in_commands(&mut replica.halt, &mut replica.error, &mut replica.remedy);
-        }
         let mut daemon = self.daemon.clone();
         daemon.waiting_for.clone_from(&self.waiting_for.borrow());
-        daemon.configuration_changed = self.file.has_changed();
+        daemon.reload_refused.clone_from(&self.reload_refused.borrow());
+        let views = self.views();
+        daemon.configuration_changed = views.file.has_changed();
         let mut status = Status {
             version: model::VERSION,
             at: jiff::Timestamp::now().to_string(),
             ready: false,
             not_ready: Vec::new(),
             daemon,
-            queue: self.queue.clone(),
-            sources,
-            replicas,
+            queue: views.queue.clone(),
+            sources: views.sources.iter().map(|(name, view)| (name.clone(), views.source_status(view))).collect(),
+            replicas: views.replicas.iter().map(|(name, view)| (name.clone(), views.replica_status(name, view))).collect(),
         };
-        status.not_ready = reasons(&status, self.ready_max_lag);
+        for source in status.sources.values_mut() {
+            name_in_commands(&views.file, &mut source.halt, &mut source.error, &mut source.remedy);
+        }
+        for replica in status.replicas.values_mut() {
+            name_in_commands(&views.file, &mut replica.halt, &mut replica.error, &mut replica.remedy);
+        }
+        status.not_ready = reasons(&status, views.ready_max_lag);
         status.ready = status.not_ready.is_empty();
         status
     }
+}
 
-    /// Commands are for whoever reads this, wherever that is: they name this daemon's configuration.
-    fn name_in_commands(&self, halt: &mut Option<Halt>, error: &mut Option<String>, remedy: &mut Option<String>) {
-        for text in halt.iter_mut().map(|halt| &mut halt.remedy).chain(error).chain(remedy) {
-            *text = self.file.name_in_commands(text);
-        }
+/// Commands are for whoever reads this, wherever that is: they name this daemon's configuration.
+fn name_in_commands(file: &ConfigFile, halt: &mut Option<Halt>, error: &mut Option<String>, remedy: &mut Option<String>) {
+    for text in halt.iter_mut().map(|halt| &mut halt.remedy).chain(error).chain(remedy) {
+        *text = file.name_in_commands(text);
     }
+}
 
+impl Views {
     fn source_status(&self, view: &SourceView) -> Source {
         let survey = view.survey.borrow().clone();
         let mut source = Source {
+            at: view.at.clone(),
             state: "elsewhere".to_owned(),
+            paused_since: paused_since(&view.gate),
             tables_not_captured: survey.not_captured,
             tables_to_mend: survey.to_mend,
             sequences: survey.sequences,
@@ -94,22 +96,28 @@ impl Control {
     fn replica_status(&self, name: &str, view: &ReplicaView) -> Replica {
         let end =
             self.sources.get(&view.source).and_then(|source| source.capture.as_ref()).map(|capture| capture.borrow().clone());
+        let survey = self.sources.get(&view.source).map(|source| source.survey.borrow().clone()).unwrap_or_default();
+        let told = survey.consumers.get(name);
         let Some(apply) = &view.apply else {
-            let survey = self.sources.get(&view.source).map(|source| source.survey.borrow().clone()).unwrap_or_default();
-            let position = survey.consumers.get(name).and_then(|progress| progress.position).map(|p| p.to_string());
-            let at = self.places.replicas.get(name).cloned().unwrap_or_default();
-            return Replica { source: view.source.clone(), at, state: "elsewhere".to_owned(), position, ..Replica::default() };
+            let position = told.and_then(|progress| progress.position).map(|p| p.to_string());
+            let (source, at, paused_since) = (view.source.clone(), view.at.clone(), paused_since(&view.gate));
+            return Replica { source, at, state: "elsewhere".to_owned(), paused_since, position, ..Replica::default() };
         };
-        let apply = apply.borrow().clone();
+        let mut apply = apply.borrow().clone();
+        if let (None, Some(told)) = (apply.number, told) {
+            // Not claimed since the daemon started: paused, or not to be reached. What it told the queue last is true of it at least.
+            (apply.number, apply.position) = (Some(told.number), told.position);
+            (apply.bytes_so_far, apply.changes_so_far) = (told.bytes_so_far, told.changes_so_far);
+        }
         let rate = rate_of(&view.rate);
-        let surveyed = self.sources.get(&view.source).and_then(|source| source.survey.borrow().end);
         let added = apply.added.as_ref();
         let error = apply.error.clone().or_else(|| added.map(|(_, error)| format!("tables that are added: {error}")));
-        let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref(), surveyed);
+        let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref(), survey.end);
         Replica {
             source: view.source.clone(),
-            at: self.places.replicas.get(name).cloned().unwrap_or_default(),
+            at: view.at.clone(),
             state: word(&apply.state),
+            paused_since: paused_since(&view.gate),
             position: apply.position.map(|p| p.to_string()),
             record: apply.number.map(|n| n.0),
             lag_seconds: apply.lag.at(Now::read()).map(|lag| lag.as_secs_f64()),
@@ -129,6 +137,10 @@ impl Control {
             error,
         }
     }
+}
+
+fn paused_since(gate: &Gate) -> Option<String> {
+    gate.paused().map(|paused| time(paused.since_us))
 }
 
 fn captured(source: &mut Source, capture: &CaptureStatus) {
@@ -212,8 +224,13 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
     for (name, source) in &status.sources {
         match (source.state.as_str(), &source.halt) {
             ("streaming" | "elsewhere", _) => {}
+            // Said below.
+            ("paused", None) if source.paused_since.is_some() => {}
             (_, Some(halt)) => reasons.push(format!("source {name} is halted: {}", halt.code)),
             (state, None) => reasons.push(format!("source {name} is {}", state.replace('_', " "))),
+        }
+        if let Some(since) = source.paused_since.as_ref().filter(|_| source.state != "elsewhere") {
+            reasons.push(format!("source {name} is paused since {since}"));
         }
         if source.retained.exceeded {
             reasons.push(format!("source {name} retains more WAL, or for longer, than its budget allows"));
@@ -222,6 +239,8 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
     for (name, replica) in &status.replicas {
         match (replica.state.as_str(), &replica.halt, replica.lag_seconds) {
             ("elsewhere", ..) => {}
+            // Said below.
+            (_, None, _) if replica.paused_since.is_some() => {}
             (_, Some(halt), _) => reasons.push(format!("replica {name} is halted: {}", halt.code)),
             ("live", None, Some(lag)) if lag > max_lag.as_secs_f64() => {
                 reasons.push(format!("replica {name} is {lag:.1} s behind (ready_max_lag is {:.1} s)", max_lag.as_secs_f64()));
@@ -232,6 +251,9 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
             ("live", None, Some(_)) => {}
             ("live", None, None) => reasons.push(format!("replica {name} has not applied anything yet")),
             (state, None, _) => reasons.push(format!("replica {name} is {}", state.replace('_', " "))),
+        }
+        if let Some(since) = replica.paused_since.as_ref().filter(|_| replica.state != "elsewhere") {
+            reasons.push(format!("replica {name} is paused since {since}"));
         }
     }
     reasons
@@ -252,7 +274,7 @@ fn word<T: Serialize>(state: &T) -> String {
     serde_json::to_value(state).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn time(us: i64) -> String {
+pub(super) fn time(us: i64) -> String {
     jiff::Timestamp::from_microsecond(us).map(|time| time.to_string()).unwrap_or_default()
 }
 
@@ -337,6 +359,13 @@ mod tests {
         assert_eq!(halted, ["source shop is halted: queue_lost", "replica reports is halted: replica_conflict"]);
         let over = with(|_, source, _| source.retained.exceeded = true);
         assert_eq!(over, ["source shop retains more WAL, or for longer, than its budget allows"]);
+        let paused = with(|_, source, replica| {
+            (source.state, replica.state) = ("paused".to_owned(), "halted".to_owned());
+            replica.halt = Some(halt(HaltCode::ReplicaConflict));
+            (source.paused_since, replica.paused_since) = (Some("noon".to_owned()), Some("one".to_owned()));
+        });
+        let both = ["replica reports is halted: replica_conflict", "replica reports is paused since one"];
+        assert_eq!(paused, [&["source shop is paused since noon"][..], &both].concat());
         let waiting = with(|status, _, _| status.daemon.waiting_for = Some("process 7".to_owned()));
         assert_eq!(waiting, ["waiting for process 7"]);
     }
@@ -346,6 +375,7 @@ mod tests {
         let elsewhere = with(|_, source, replica| {
             (source.state, replica.state) = ("elsewhere".to_owned(), "elsewhere".to_owned());
             replica.lag_seconds = None;
+            replica.paused_since = Some("noon".to_owned());
         });
         assert!(elsewhere.is_empty(), "{elsewhere:?}");
     }

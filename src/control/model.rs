@@ -46,8 +46,10 @@ pub struct Daemon {
     pub started_at: String,
     /// `capture`, `apply`.
     pub roles: Vec<String>,
-    /// The configuration file is not what it read when it started; a restart takes it up. `null` when the file cannot be read.
+    /// The configuration file is not what it read last; a reload takes it up. `null` when the file cannot be read.
     pub configuration_changed: Option<bool>,
+    /// Why the last reload was refused: what was in force before still is.
+    pub reload_refused: Option<String>,
     /// What it waits for before it works: the queue's folder held by another daemon.
     pub waiting_for: Option<String>,
 }
@@ -70,8 +72,10 @@ pub struct Queue {
 pub struct Source {
     /// Which database it is: `host:port/database`.
     pub at: String,
-    /// `waiting`, `held`, `taking_over`, `streaming`, `queue_full`, `halted`, `stopped`; `elsewhere` when this daemon does not capture.
+    /// `waiting`, `held`, `taking_over`, `streaming`, `queue_full`, `halted`, `paused`, `stopped`; `elsewhere` when this daemon does not capture.
     pub state: String,
+    /// Since when it is paused; `null` while it is not. A halted one that is paused stays `halted`.
+    pub paused_since: Option<String>,
     /// Since when.
     pub since: Option<String>,
     /// The slot on the source.
@@ -230,8 +234,10 @@ pub struct Replica {
     pub source: String,
     /// Which database it is: `host:port/database`.
     pub at: String,
-    /// `waiting`, `held`, `copying`, `catching_up`, `live`, `halted`, `stopped`; `elsewhere` when this daemon does not apply.
+    /// `waiting`, `held`, `copying`, `catching_up`, `live`, `halted`, `paused`, `stopped`; `elsewhere` when this daemon does not apply.
     pub state: String,
+    /// Since when it is paused; `null` while it is not. A halted one that is paused stays `halted`.
+    pub paused_since: Option<String>,
     /// Applied up to here, in the source's log.
     pub position: Option<String>,
     /// Last record applied.

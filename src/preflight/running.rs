@@ -2,7 +2,7 @@
 //!
 //! - *Embedded queue*: the folder's lock tells, which the kernel drops with the process however it ends. Whoever holds it keeps every daemon of the
 //!   folder out meanwhile.
-//! - *Kafka*, and one replica alone: the slot's reader, if it is heard of, and the session that holds the replica's lock. A daemon that waits or is halted has
+//! - *Kafka*, and one replica alone: the slot's reader, if it is heard of, and the session that holds the replica's lock. A daemon that waits, is paused or is halted has
 //!   neither and is not seen; it finds nothing to work on afterwards and says so.
 //!
 //! A server that cannot be asked hides nobody who could be harmed by what is then not done there.

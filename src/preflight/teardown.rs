@@ -17,6 +17,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::TableName;
 use crate::failpoint;
 use crate::halt::HaltCode;
+use crate::pause::Who;
 use crate::postgres::sql::{Side, classify, connect, quote_ident, quote_table};
 use crate::queue::{CONSUMER_PREFIX, Queue};
 use crate::replica::postgres::ledger;
@@ -306,9 +307,17 @@ async fn clear_replica(config: &ReplicaConfig, report: Report<'_>) -> Result<Out
     Ok(Outcome::Changed)
 }
 
+/// A pause goes with the place: who comes again under the name begins anew.
 async fn clear_registration(queue: &Arc<dyn Queue>, stream: &str, consumer: &str, report: Report<'_>) -> Result<Outcome> {
-    let key = format!("{CONSUMER_PREFIX}{consumer}");
-    if queue.bounds(stream).await?.is_none() || !queue.registry(stream).await?.contains_key(&key) {
+    if queue.bounds(stream).await?.is_none() {
+        return Ok(Outcome::Unchanged);
+    }
+    let (key, pause) = (format!("{CONSUMER_PREFIX}{consumer}"), Who::Replica(consumer.to_owned()).key());
+    let registry = queue.registry(stream).await?;
+    if registry.contains_key(&pause) {
+        queue.registry_put(stream, &pause, None).await.at(|| format!("stream '{stream}'"))?;
+    }
+    if !registry.contains_key(&key) {
         return Ok(Outcome::Unchanged);
     }
     queue.registry_put(stream, &key, None).await.at(|| format!("stream '{stream}'"))?;

@@ -12,6 +12,7 @@ mod copy;
 mod crash;
 mod golden;
 mod kafka;
+mod operate;
 mod postgres_client;
 mod scenarios;
 mod selftest;

@@ -12,6 +12,7 @@ use millstream::capture::{
 use millstream::config::{OnRetainLimit, SchemaChanges, SourceConfig};
 use millstream::event::{Body, Cell, Change, ChangeReader, Genesis, History, OldImage, Position, Row, SchemaId, TableSchema};
 use millstream::halt::HaltCode;
+use millstream::pause::Gate;
 use millstream::postgres::{Mode, PgClient, Side};
 use millstream::queue::embedded::EmbeddedQueue;
 use millstream::queue::log::{Entry, LogReader, Start};
@@ -146,9 +147,18 @@ impl<'s> Rig<'s> {
     }
 
     pub fn start_with(&self, source: SourceConfig, queue: Arc<dyn Queue>) -> Capture {
+        self.spawn(source, queue, Gate::always_open())
+    }
+
+    /// One that may be paused.
+    pub fn start_behind(&self, gate: Arc<Gate>) -> Capture {
+        self.spawn(self.source.clone(), Arc::clone(&self.queue), gate)
+    }
+
+    fn spawn(&self, source: SourceConfig, queue: Arc<dyn Queue>, gate: Arc<Gate>) -> Capture {
         let (sender, status) = watch::channel(CaptureStatus::default());
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(run_capture(source, self.queue_max_bytes, queue, cancel.clone(), sender));
+        let task = tokio::spawn(run_capture(source, self.queue_max_bytes, queue, gate, cancel.clone(), sender));
         Capture { status, cancel, task }
     }
 

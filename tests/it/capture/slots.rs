@@ -7,6 +7,7 @@ use millstream::capture::postgres::slot;
 use millstream::config::OnRetainLimit;
 use millstream::event::Position;
 use millstream::halt::HaltCode;
+use millstream::pause::{Pauses, Who};
 use millstream::queue::Queue;
 use millstream::queue::embedded::EmbeddedQueue;
 
@@ -335,6 +336,31 @@ async fn past_its_budget_the_slot_is_dropped_when_asked_for() {
     assert_eq!(code, HaltCode::SlotMissing);
     assert!(error.contains("retain_max_bytes"), "{error}");
     assert_eq!(rig.db.value("SELECT count(*)::text FROM pg_replication_slots").await, "0");
+    capture.stop().await;
+}
+
+/// A pause is no reason to endanger the source (I7), and the loss outlives it.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_its_budget_the_slot_of_a_paused_source_is_dropped_when_asked_for() {
+    let server = PgServer::start().await;
+    let mut rig = Rig::new(&server, TABLE).await;
+    rig.source.retain_max_bytes = 1 << 20;
+    rig.source.on_retain_limit = OnRetainLimit::DropSlot;
+    let pauses = Pauses::new("shop");
+    pauses.open(&rig.queue);
+    let gate = pauses.gate(Who::Source);
+    let capture = rig.start_behind(Arc::clone(&gate));
+    capture.reaches(CaptureState::Streaming).await;
+    gate.pause().await.unwrap();
+    capture.reaches(CaptureState::Paused).await;
+    assert_eq!(rig.db.value("SELECT count(*)::text FROM pg_replication_slots WHERE active").await, "0");
+    rig.db.execute("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 8000) i").await;
+    let (code, error) = capture.halts().await;
+    assert_eq!(code, HaltCode::SlotMissing);
+    assert!(error.contains("retain_max_bytes"), "{error}");
+    assert_eq!(rig.db.value("SELECT count(*)::text FROM pg_replication_slots").await, "0");
+    gate.resume().await.unwrap();
+    assert_eq!(capture.status.borrow().state, CaptureState::Halted);
     capture.stop().await;
 }
 

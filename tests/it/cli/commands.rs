@@ -14,7 +14,18 @@ use crate::support::sql;
 use crate::support::wait::{LONG, until};
 
 /// Every command that has a help page of its own.
-const COMMANDS: &[&[&str]] = &[&["run"], &["check"], &["init"], &["teardown"], &["status"], &["log", "tail"], &["explain"]];
+const COMMANDS: &[&[&str]] = &[
+    &["run"],
+    &["check"],
+    &["init"],
+    &["teardown"],
+    &["status"],
+    &["pause"],
+    &["resume"],
+    &["reload"],
+    &["log", "tail"],
+    &["explain"],
+];
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(binary()).args(arguments).env_remove("MILLSTREAM_CONFIG").output().unwrap();
@@ -141,7 +152,7 @@ async fn a_daemon_says_that_its_configuration_file_has_changed() {
     std::fs::write(site.configuration(), format!("{text}# more\n")).expect("another configuration");
     assert_eq!(changed().await, Some(true.into()));
     let page = site.run(&["status"]).await.stdout;
-    assert!(page.contains("has changed since this daemon started"), "{page}");
+    assert!(page.contains("has changed since this daemon read it"), "{page}");
     assert_eq!(daemon.terminate().await.code(), Some(0));
 }
 

@@ -25,7 +25,7 @@ fn config(token: bool) -> Config {
 
 async fn ask(token: bool, path: &str, headers: &[(&str, &str)]) -> (StatusCode, String) {
     let config = config(token);
-    let control = Arc::new(Control::new(&config, &["capture", "apply"]));
+    let control = Arc::new(Control::new(&config, &["capture", "apply"]).0);
     let mut request = Request::get(path);
     for (name, value) in headers {
         request = request.header(*name, *value);

@@ -63,6 +63,9 @@ async fn systemd_hears_ready_while_databases_are_down_the_watchdog_why_it_waits_
     }
     assert!(said.iter().filter(|line| line.starts_with("STATUS=")).all(|line| line.contains("shop") || line.contains("reports")));
 
+    daemon.signal(rustix::process::Signal::HUP);
+    manager.until(|line| line == "RELOADING=1", "RELOADING=1");
+    manager.until(|line| line == "READY=1", "READY=1 again");
     let terminating = async { daemon.terminate().await.code() };
     let listening = tokio::task::spawn_blocking(move || manager.until(|line| line == "STOPPING=1", "STOPPING=1"));
     let (code, heard) = tokio::join!(terminating, listening);

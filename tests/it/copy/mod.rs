@@ -78,6 +78,7 @@ impl Pair {
             queue: QueueConfig { kind: QueueKind::Embedded { folder: folder.path().to_owned() }, max_bytes: 1 << 30 },
             replicas: BTreeMap::from([("reports".into(), reports)]),
             http: None,
+            control: millstream::config::ControlConfig { socket: None },
             log: millstream::config::LogConfig::default(),
             warnings: Vec::new(),
             file: millstream::config::ConfigFile::default(),

@@ -1,9 +1,10 @@
-//! The daemon: all wiring, top to bottom in the order that data flows. The only place that matches on backend kinds.
+//! The daemon: all wiring, top to bottom in the order that data flows. With [`fleet`] the only place that matches on backend kinds.
 //!
 //! ```text
-//! signals ─► systemd READY, HTTP ─► queue (its folder: one daemon at a time) ─► captures ─► appliers ─► surveys
+//! signals ─► systemd READY, HTTP ─► queue (its folder: one daemon at a time) ─► socket ─► captures ─► surveys ─► appliers
 //!                                                                                  │ a task ends early: stop with its error
 //!                                              SIGTERM, SIGINT ──────────────────► stop, at most STOP_WITHIN
+//!                                              SIGHUP, `millstream reload` ──────► reload: refused whole, or carried
 //! ```
 //!
 //! READY comes as soon as the configuration is known to be valid: a database or a broker that is down is tried again, shown by
@@ -13,26 +14,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::copy::{CopyProgress, PostgresCopy};
-use crate::apply::sequences::{self, Carried};
-use crate::apply::{Applier, ApplyStatus, FirstCopy, run_apply};
-use crate::capture::{CaptureStatus, run_capture};
-use crate::config::{Config, QueueConfig, QueueKind, ReplicaConfig, SourceConfig};
-use crate::control::survey::{self, Survey};
-use crate::control::{Control, SAMPLE_EVERY};
+use crate::config::{Config, QueueConfig, QueueKind};
+use crate::control::{Control, Reload, SAMPLE_EVERY};
 use crate::error::{Error, ErrorKind, Result};
-use crate::http;
 use crate::queue::Queue;
 use crate::queue::embedded::{EmbeddedQueue, FolderLock, Options};
 use crate::queue::kafka::{KafkaQueue, KafkaSettings};
-use crate::replica::ReplicaTarget;
-use crate::replica::postgres::PostgresTarget;
 use crate::systemd;
 use crate::task::Tasks;
 use crate::telemetry::{Repeating, Say};
+
+mod fleet;
+mod reload;
+
+use fleet::Fleet;
 
 /// Time from SIGTERM to the process's end, with a second left for the process itself.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -104,78 +101,35 @@ async fn work(config: Config, roles: Roles, tasks: &mut Tasks, lock: &mut Option
         replicas = config.replicas.len(),
         "millstream starts"
     );
-    let (control, channels) = channels(&config, roles);
-    start_telling(&config, &control, tasks);
+    let mut hangup = listen(SignalKind::hangup())?;
+    let (control, mut ordered) = Control::new(&config, &roles.names());
+    let control = Arc::new(control);
+    let queue = config.queue.clone();
+    let mut fleet = Fleet::of(config, roles, &control);
+    start_telling(&mut fleet, &control, tasks);
     let queue = tokio::select! {
-        opened = open_for_daemon(&config.queue, &control) => {
+        opened = open_for_daemon(&queue, &control) => {
             let (queue, taken) = opened?;
             *lock = taken;
             queue
         }
         ended = tasks.watch() => return ended,
     };
-    for (source, captured, surveyed) in channels.sources {
-        let captured_here = captured.is_some();
-        if let Some(status) = captured {
-            let name = format!("capture {}", source.name);
-            let (queue, cancel) = (Arc::clone(&queue), tasks.token().clone());
-            tasks.spawn(name, run_capture(source.clone(), config.queue.max_bytes, queue, cancel, status));
-        }
-        let name = format!("survey {}", source.name);
-        tasks.spawn(name, survey::run(source, Arc::clone(&queue), captured_here, surveyed, tasks.token().clone()));
-    }
-    for (replica, status, copy, carried) in channels.replicas {
-        if let (Some(carried), Some(source)) = (carried, config.sources.get(&replica.source)) {
-            let (source, live, cancel) = (source.clone(), status.subscribe(), tasks.token().clone());
-            tasks.spawn(format!("sequences {}", replica.name), sequences::run(source, replica.clone(), live, carried, cancel));
-        }
-        let name = format!("apply {}", replica.name);
-        let applier = applier(replica, &queue, copy);
-        let cancel = tasks.token().clone();
-        tasks.spawn(name, async move {
-            run_apply(applier, cancel, status).await;
-            Ok(())
-        });
-    }
-    tasks.watch().await
-}
-
-/// What a source's tasks work on, and where they tell; without a status this daemon does not capture.
-type SourceWork = (SourceConfig, Option<watch::Sender<CaptureStatus>>, watch::Sender<Survey>);
-/// What a replica's applier works on, and where it tells.
-type ReplicaWork = (ReplicaConfig, watch::Sender<ApplyStatus>, Option<Arc<dyn FirstCopy>>, Option<watch::Sender<Carried>>);
-
-/// The sending ends for the stages, with what each works on.
-struct Channels {
-    sources: Vec<SourceWork>,
-    replicas: Vec<ReplicaWork>,
-}
-
-fn channels(config: &Config, roles: Roles) -> (Arc<Control>, Channels) {
-    let mut control = Control::new(config, &roles.names());
-    let mut channels = Channels { sources: Vec::new(), replicas: Vec::new() };
-    for source in config.sources.values() {
-        let survey = watch::Sender::new(Survey::default());
-        let capture = roles.capture.then(|| watch::Sender::new(CaptureStatus::default()));
-        control.source(&source.name, source.retain_max_bytes, capture.as_ref().map(watch::Sender::subscribe), survey.subscribe());
-        channels.sources.push((source.clone(), capture, survey));
-    }
-    for replica in config.replicas.values() {
-        let apply = roles.apply.then(|| watch::Sender::new(ApplyStatus::default()));
-        let (copy, progress) = first_copy(config, replica).unzip();
-        let carries = roles.apply && !replica.sequences_interval.is_zero();
-        let carried = carries.then(|| watch::Sender::new(Carried::default()));
-        let (applied, sequences) = (apply.as_ref().map(watch::Sender::subscribe), carried.as_ref().map(watch::Sender::subscribe));
-        control.replica(&replica.name, &replica.source, applied, progress, sequences);
-        if let Some(apply) = apply {
-            channels.replicas.push((replica.clone(), apply, copy, carried));
+    fleet.start(&queue, tasks);
+    loop {
+        tokio::select! {
+            ended = tasks.watch() => return ended,
+            _ = hangup.recv() => drop(fleet.reload(false, tasks).await),
+            Some(Reload { dry_run, answer }) = ordered.recv() => {
+                // Whoever asked may have left.
+                drop(answer.send(fleet.reload(dry_run, tasks).await));
+            }
         }
     }
-    (Arc::new(control), channels)
 }
 
 /// Everything that tells others how the daemon is.
-fn start_telling(config: &Config, control: &Arc<Control>, tasks: &mut Tasks) {
+fn start_telling(fleet: &mut Fleet, control: &Arc<Control>, tasks: &mut Tasks) {
     let (sampled, cancel) = (Arc::clone(control), tasks.token().clone());
     tasks.spawn("samples", async move {
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
@@ -184,9 +138,7 @@ fn start_telling(config: &Config, control: &Arc<Control>, tasks: &mut Tasks) {
         }
         Ok(())
     });
-    if let Some(config) = config.http.clone() {
-        tasks.spawn("http", http::serve(config, Arc::clone(control), tasks.token().clone()));
-    }
+    fleet.start_http(tasks);
     systemd::ready();
     tasks.spawn("systemd", systemd::run(Arc::clone(control), tasks.token().clone()));
 }
@@ -228,18 +180,6 @@ pub fn open_queue(config: &QueueConfig) -> Result<Arc<dyn Queue>> {
     }
 }
 
-fn applier(replica: ReplicaConfig, queue: &Arc<dyn Queue>, first_copy: Option<Arc<dyn FirstCopy>>) -> Applier {
-    let target: Arc<dyn ReplicaTarget> = Arc::new(PostgresTarget::new(replica.clone()));
-    Applier::new(replica, target, Arc::clone(queue), first_copy)
-}
-
-/// What loads the tables of a replica that are not live yet: straight from the source, not through the queue.
-fn first_copy(config: &Config, replica: &ReplicaConfig) -> Option<(Arc<dyn FirstCopy>, watch::Receiver<CopyProgress>)> {
-    let source = config.sources.get(&replica.source)?;
-    let (copy, progress) = PostgresCopy::new(source.clone(), replica.clone());
-    Some((copy, progress))
-}
-
 /// The signals that end a daemon.
 struct Stop {
     terminate: Signal,
@@ -248,9 +188,6 @@ struct Stop {
 
 impl Stop {
     fn listen() -> Result<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Error::new(ErrorKind::Unexpected, "cannot listen for signals").with_source(error))
-        };
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
@@ -260,4 +197,8 @@ impl Stop {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|error| Error::new(ErrorKind::Unexpected, "cannot listen for signals").with_source(error))
 }
