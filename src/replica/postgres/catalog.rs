@@ -3,6 +3,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use super::definition::DEFINITION;
 use super::errors::{SHORT_WAIT, within};
 use super::ledger::IDENTITY;
 use crate::error::{Error, Result};
@@ -54,6 +55,10 @@ pub struct CatalogIndex {
 pub struct Catalog {
     /// Which table of which database it is, as the ledger keeps it.
     pub identity: String,
+    /// `pg_class.oid`
+    pub relation: i64,
+    /// Another number with every change of it ([`super::definition`]).
+    pub definition: i64,
     /// Partitioned: TRUNCATE cannot say ONLY.
     pub partitioned: bool,
     /// COPY FROM is refused under row-level security.
@@ -81,11 +86,12 @@ pub async fn read(connection: &mut PgConnection, table: &TableName) -> Result<Op
                 AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd'))), \
         EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE (k.conrelid = c.oid OR k.confrelid = c.oid) AND k.contype = 'f') \
         OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'), \
-        $identity || c.oid \
+        $identity || c.oid, $definition \
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
         WHERE n.nspname = $1 AND c.relname = $2";
-    let sql = AssertSqlSafe(RELATION.replace("$identity", IDENTITY));
+    let sql = AssertSqlSafe(RELATION.replace("$identity", IDENTITY).replace("$definition", DEFINITION));
     let query = sqlx::query(sql).bind(&table.schema).bind(&table.name);
+    // Its number first: what changes while the rest is read is seen behind the writes.
     let row = within(SHORT_WAIT, "reading the catalog", query.fetch_optional(&mut *connection)).await?;
     let Some(row) = row else { return Ok(None) };
     let (oid, kind): (i64, String) = (row.get(0), row.get(1));
@@ -96,6 +102,8 @@ pub async fn read(connection: &mut PgConnection, table: &TableName) -> Result<Op
     let indexes = read_indexes(connection, oid).await?;
     Ok(Some(Catalog {
         identity: row.get(6),
+        relation: oid,
+        definition: row.get(7),
         partitioned: kind == "p",
         row_security: row.get(2),
         replica_triggers: row.get(3),

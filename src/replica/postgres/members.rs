@@ -17,8 +17,8 @@
 //!
 //! What the source's event triggers say moves names and numbers in the ledger in its place, so that none of this halts there.
 //!
-//! Limit: a session that is writing looks again after minutes (`prepare`), and names are what its statements say: who renames on the replica by
-//! hand does so while it is halted or stopped.
+//! Statements go by names. What is renamed under a session that writes is found behind the writes and before their COMMIT ([`super::definition`]), and
+//! looked at here again.
 
 use std::collections::HashMap;
 
@@ -47,6 +47,15 @@ pub(super) enum Now {
     Unknown,
 }
 
+/// Where a version's changes are written to.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// What it is called on the replica.
+    pub(super) name: TableName,
+    /// Which table it is.
+    pub(super) identity: Option<String>,
+}
+
 impl PostgresReplica {
     pub(super) async fn read_members(&mut self) -> Result<()> {
         let tables = ledger::members(&mut self.connection, &self.name).await?;
@@ -59,14 +68,14 @@ impl PostgresReplica {
     ///
     /// # Errors
     /// A halt with `schema_mismatch` that says what to do; [`ErrorKind::Busy`] for a table that is to be copied first.
-    pub(super) async fn place(&mut self, schema: &TableSchema) -> Result<Option<TableName>> {
+    pub(super) async fn place(&mut self, schema: &TableSchema) -> Result<Option<Place>> {
         let Some(known_as) = self.known_as(schema).await? else { return Ok(None) };
         let Some(member) = self.members.get(&known_as).cloned() else { return Ok(None) };
         let name = &schema.table;
         let here = self.catalog_of(name).await?.map(|catalog| catalog.identity.clone());
         if known_as == *name && here.is_some() && (here == member.replica_table) {
             self.keep(schema, here.as_deref()).await?;
-            return Ok(Some(name.clone()));
+            return Ok(Some(Place { name: name.clone(), identity: here }));
         }
         let is_others =
             self.members.iter().any(|(other, m)| *other != known_as && m.replica_table.is_some() && m.replica_table == here);
@@ -74,14 +83,14 @@ impl PostgresReplica {
         match (self.now(&member).await?, known_as == *name) {
             (Now::Named(there), false) if there == *name && !followed => {
                 self.follow(&known_as, schema).await?;
-                Ok(Some(there))
+                Ok(Some(Place { name: there, identity: member.replica_table }))
             }
             (Now::Named(there), false) if there == known_as && !followed => Err(not_renamed(&known_as, name, here.is_some())),
             (Now::Named(there), true) if here.is_some() && !is_others => Err(replaced(name, &there)),
             (Now::Named(there), _) => {
                 // By a batch that did not come to its end and followed already; or by hand, and the log will say so.
                 tracing::warn!(table = %name, %there, "changes are written to a table that is called otherwise on the replica");
-                Ok(Some(there))
+                Ok(Some(Place { name: there, identity: member.replica_table }))
             }
             (Now::Gone, _) if member.leaves => Ok(None),
             (Now::Gone, false) if here.is_some() && !is_others => Err(made_anew(name, &known_as)),
@@ -91,7 +100,7 @@ impl PostgresReplica {
                 }
                 self.follow(&known_as, schema).await?;
                 self.keep(schema, here.as_deref()).await?;
-                Ok(Some(name.clone()))
+                Ok(Some(Place { name: name.clone(), identity: here }))
             }
             (Now::Gone | Now::Unknown, true) if here.is_none() => Err(catalog::missing(name)),
             (Now::Gone | Now::Unknown, true) if is_others => Err(of_another(name)),
@@ -99,7 +108,7 @@ impl PostgresReplica {
             (Now::Gone, true) => Err(made_anew(name, &known_as)),
             (Now::Unknown, true) => {
                 self.keep(schema, here.as_deref()).await?;
-                Ok(Some(name.clone()))
+                Ok(Some(Place { name: name.clone(), identity: here }))
             }
         }
     }

@@ -4,16 +4,16 @@
 //! `session_replication_role = replica` where the role may. Legal progression of a replica transaction:
 //!
 //! ```text
-//! BEGIN ─► ledger step (row lock, epoch checked, I8) ─► rows ─► COMMIT
-//!             │ 0 rows: fenced                │ refused
-//!             ▼                               ▼
+//! BEGIN ─► ledger step (row lock, epoch checked, I8) ─► rows ─► still the tables that were meant? ─► COMMIT
+//!             │ 0 rows: fenced                │ refused            │ no
+//!             ▼                               ▼                    └► session ends, tables are read anew
 //!          session ends                    ROLLBACK ─► the same in halves, committing what goes in
 //!                                                      ─► one transaction row by row: names the culprit, halts
 //!                                                         (given up past statement_timeout: as it was, with more time)
 //! ```
 //!
-//! Nothing in memory matters to correctness: the ledger tells what is applied. Table definitions are cached and read again
-//! after any failure and after some minutes.
+//! Nothing in memory matters to correctness: the ledger tells what is applied. Table definitions are cached, and read again
+//! after any failure and whenever [`definition`] finds another one behind the writes.
 //!
 //! `session_replication_role = replica` switches deferrable unique constraints off (duplicates are stored in silence), so a
 //! replica transaction that touches a table with one runs under `origin`, with constraints deferred, in the source's order.
@@ -36,6 +36,7 @@ pub mod added;
 pub mod blame;
 pub mod catalog;
 mod ddl;
+mod definition;
 pub mod errors;
 pub mod ledger;
 pub mod lock;

@@ -2,19 +2,16 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::catalog::{self, Catalog};
 use super::ledger;
+use super::members::Place;
 use super::plan::Style;
 use super::replica::PostgresReplica;
 use super::tables::Table;
 use crate::apply::first_copy::Schemas;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Change, SchemaId, TableName};
-
-/// Definitions of tables are read again after this long.
-const CATALOG_AGE: Duration = Duration::from_mins(5);
 
 /// How a set of tables must be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +36,7 @@ impl PostgresReplica {
                 Change::Message { .. } | Change::Schema { .. } => &[],
             };
             for &id in ids {
-                if last != Some(id) && !self.is_fresh(id) {
+                if last != Some(id) && !self.tables.contains_key(&id) {
                     self.fit(id, schemas).await?;
                 }
                 last = Some(id);
@@ -48,35 +45,36 @@ impl PostgresReplica {
         Ok(())
     }
 
-    fn is_fresh(&self, id: SchemaId) -> bool {
-        let fresh = |table: &Arc<Table>| self.catalogs.get(&table.place).is_some_and(|(read, _)| read.elapsed() < CATALOG_AGE);
-        self.tables.get(&id).is_some_and(fresh)
-    }
-
     async fn fit(&mut self, id: SchemaId, schemas: &Schemas) -> Result<()> {
         let schema = schemas.get(&id).ok_or_else(|| {
             Error::new(ErrorKind::Malformed, format!("a change of table version {}, which no record before it has", id.0))
         })?;
-        let Some(place) = self.place(schema).await? else {
+        // What another version was fitted to may be long ago.
+        self.catalogs.remove(&schema.table);
+        let Some(Place { name, identity }) = self.place(schema).await? else {
             self.dropped.insert(id);
             return Ok(());
         };
         self.dropped.remove(&id);
-        let catalog = self.catalog_of(&place).await?.ok_or_else(|| catalog::missing(&place))?;
-        self.tables.insert(id, Arc::new(Table::fit(schema, &place, &catalog)?));
+        let catalog = self.catalog_of(&name).await?.ok_or_else(|| catalog::missing(&name))?;
+        if identity.as_ref() != Some(&catalog.identity) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("table {name} was renamed on the replica just now; it is read anew"),
+            ));
+        }
+        self.tables.insert(id, Arc::new(Table::fit(schema, &name, &catalog)?));
         Ok(())
     }
 
     /// What the replica has under a name.
     pub(super) async fn catalog_of(&mut self, name: &TableName) -> Result<Option<Arc<Catalog>>> {
-        if let Some((_, catalog)) = self.catalogs.get(name).filter(|(read, _)| read.elapsed() < CATALOG_AGE) {
+        if let Some(catalog) = self.catalogs.get(name) {
             return Ok(Some(Arc::clone(catalog)));
         }
-        // Every version of the table is fitted again.
-        self.tables.retain(|_, table| table.place != *name);
         let Some(catalog) = catalog::read(&mut self.connection, name).await? else { return Ok(None) };
         let catalog = Arc::new(catalog);
-        self.catalogs.insert(name.clone(), (Instant::now(), Arc::clone(&catalog)));
+        self.catalogs.insert(name.clone(), Arc::clone(&catalog));
         Ok(Some(catalog))
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
@@ -13,7 +12,7 @@ use super::members::Members;
 use super::plan::{Style, Tables, Work};
 use super::prepare::Mode;
 use super::write::{Moving, PATIENT_WAIT, STATEMENT_WAIT, Writer};
-use super::{added, blame, errors, ledger, plan};
+use super::{added, blame, definition, errors, ledger, plan};
 use crate::apply::first_copy::Schemas;
 use crate::apply::merge::Batch;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -31,7 +30,7 @@ pub(super) struct PostgresReplica {
     pub(super) epoch: ApplyEpoch,
     /// Triggers and foreign keys do not fire.
     pub(super) replica_role: bool,
-    pub(super) catalogs: HashMap<TableName, (Instant, Arc<Catalog>)>,
+    pub(super) catalogs: HashMap<TableName, Arc<Catalog>>,
     pub(super) tables: Tables,
     /// Tables that the ledger knows.
     pub(super) members: Members,
@@ -69,9 +68,8 @@ impl Replica for PostgresReplica {
             }
             applied.replayed = true;
             self.roll_back().await?;
-            if batch.changes_schema(from, to) {
-                self.forget_tables();
-            }
+            // It may have been another table that refused them.
+            self.forget_tables();
             if to - from > 1 {
                 let middle = from + (to - from) / 2;
                 ranges.extend([(middle, to), (from, middle)]);
@@ -272,6 +270,8 @@ impl PostgresReplica {
             Err(error) if errors::concerns_rows(&error) || errors::is_canceled(&error) => {
                 drop(work);
                 within(SHORT_WAIT, "going back", self.connection.execute("ROLLBACK TO SAVEPOINT piece")).await?;
+                self.forget_tables();
+                self.prepare(changes, schemas).await?;
                 let (way, mode) = if errors::is_canceled(&error) {
                     within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
                     (Way::Patient, mode)
@@ -326,6 +326,7 @@ async fn begin(connection: &mut PgConnection, origin: bool, replica_role: bool) 
     within(SHORT_WAIT, "BEGIN", connection.execute(AssertSqlSafe(sql))).await.map(drop)
 }
 
+/// Writes, and makes sure that it was the tables that were meant.
 async fn carry_out(
     connection: &mut PgConnection,
     moving: &mut Moving,
@@ -343,5 +344,5 @@ async fn carry_out(
             .await
             .map_err(|error| if one_by_one { blame::at_change(error, item, tables) } else { error })?;
     }
-    Ok(())
+    definition::still_meant(writer.connection, work, tables).await
 }

@@ -32,6 +32,10 @@ pub struct Table {
     pub schema: Arc<TableSchema>,
     /// What the replica calls it.
     pub place: TableName,
+    /// See [`Catalog`].
+    pub relation: i64,
+    /// See [`Catalog`].
+    pub definition: i64,
     /// Quoted, qualified name.
     pub name: String,
     /// Its columns, in the order of the rows' cells.
@@ -96,6 +100,8 @@ impl Table {
         Ok(Self {
             name: quote_table(place),
             place: place.clone(),
+            relation: catalog.relation,
+            definition: catalog.definition,
             operators,
             shape: Shape { columns: columns.len(), key, extra: !extra.is_empty() },
             rules: RunRules { finders, keyed, single_updates: second_unique },

@@ -1,5 +1,6 @@
 //! The applier and the PostgreSQL replica, on logs written by hand.
 
+mod beneath;
 mod changes;
 mod conflicts;
 mod constraints;
