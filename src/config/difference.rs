@@ -212,6 +212,7 @@ fn of_connection(connect: &PgConnect) -> Keys {
         root_certificate,
         client_certificate,
         connect_timeout,
+        unread: _,
     } = connect;
     let (certificate, key) = client_certificate.as_ref().map(|(certificate, key)| (certificate, key)).unzip();
     let mut keys = Keys::from([
