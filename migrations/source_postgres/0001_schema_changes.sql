@@ -329,6 +329,8 @@ BEGIN
                    WHERE p.pubname = enrol.publication AND r.prrelid = 'millstream.schema_change'::pg_catalog.regclass) THEN
         EXECUTE pg_catalog.format('ALTER PUBLICATION %I ADD TABLE ONLY millstream.schema_change', publication);
         UPDATE millstream.captured c SET entry = NULL WHERE c.publication = enrol.publication;
+        -- A publication that was made anew: what an earlier one of the name had is over.
+        UPDATE millstream.known_table k SET entries = k.entries - enrol.publication::text WHERE k.entries ? enrol.publication::text;
         changed := true;
     END IF;
     UPDATE millstream.captured c SET entry = (SELECT r.oid FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
@@ -350,7 +352,9 @@ BEGIN
     -- What init takes out of one publication and another keeps: whatever else is known as published and is not, somebody took out.
     UPDATE millstream.known_table k SET facts = pg_catalog.jsonb_set(k.facts, '{published}', coalesce(millstream.facts(k.relation) -> 'published', '[]')),
             entries = k.entries - enrol.publication::text
-        WHERE (k.facts -> 'published' ? enrol.publication::text OR k.entries ? enrol.publication::text) AND k.relation <> ALL (published);
+        WHERE (k.facts -> 'published' ? enrol.publication::text OR k.entries ? enrol.publication::text) AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+            WHERE p.pubname = enrol.publication AND r.prrelid = k.relation);
     RETURN coalesce(changed, false) OR before IS DISTINCT FROM (
         SELECT pg_catalog.jsonb_object_agg(k.relation, pg_catalog.jsonb_build_array(k.facts, k.entries)) FROM millstream.known_table k);
 END $$;

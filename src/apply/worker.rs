@@ -103,6 +103,9 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
     status.send_modify(|status| {
         status.replica.clone_from(&applier.config.name);
         status.source.clone_from(&applier.config.source);
+        if status.halt.is_some() {
+            status.state = ApplyState::Halted;
+        }
     });
     let mut pause = FIRST_PAUSE;
     loop {
@@ -129,10 +132,11 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
         let Some(wait) = next_attempt(&error, has_work, &status, &mut pause) else { break };
         // One that loss has halted stays halted over a pause.
         let lasts = status.borrow().halt.is_some_and(|code| !code.mendable());
+        let paused = applier.gate.paused().is_some();
         tokio::select! {
             () = cancel.cancelled() => break,
             () = wait => {}
-            () = applier.gate.closed(), if !lasts => {}
+            () = applier.gate.closed(), if !paused && !lasts => {}
         }
     }
     status.send_modify(|status| status.state = ApplyState::Stopped);

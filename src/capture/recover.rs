@@ -81,11 +81,16 @@ impl EntryPoint {
     /// A halt with `not_initialized` when the queue has no such stream, with `queue_lost` when it has only one of log and registry; those of the
     /// queue.
     pub async fn find(queue: &Arc<dyn Queue>, stream: &str) -> Result<Self> {
-        let bounds = queue.bounds(stream).await?;
+        let mut bounds = queue.bounds(stream).await?;
         let hint = WriterHint::newest(&queue.registry(stream).await?)?;
         // A registry that names a base, and no log for it to lie in: the topic was deleted, or made anew, and may hold the fence of whoever came first.
         let past = hint.filter(|hint| hint.base_offset > QueueOffset(0));
-        if let Some(hint) = past.filter(|hint| bounds.is_none_or(|bounds| lacks(bounds, hint.base_offset))) {
+        let lost = |bounds: Option<Bounds>| past.filter(|hint| bounds.is_none_or(|bounds| lacks(bounds, hint.base_offset)));
+        if lost(bounds).is_some() {
+            // A writer at work may have gone on between the two looks. A base is durable before it is announced.
+            bounds = queue.bounds(stream).await?;
+        }
+        if let Some(hint) = lost(bounds) {
             let message =
                 format!("a writer of epoch {} wrote stream '{stream}', and the queue no longer has any of it", hint.epoch);
             return Err(Error::halt(HaltCode::QueueLost, message));

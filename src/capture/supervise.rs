@@ -50,7 +50,14 @@ pub async fn run_capture(
     status: watch::Sender<CaptureStatus>,
 ) -> Result<()> {
     let status = Arc::new(status);
-    status.send_modify(|s| (s.source, s.queue_max_bytes) = (source.name.clone(), queue_max_bytes));
+    status.send_modify(|s| {
+        (s.source, s.queue_max_bytes) = (source.name.clone(), queue_max_bytes);
+        // What a configuration before this one allowed is no reason to drop a slot: it is measured anew.
+        s.retention.exceeded = false;
+        if s.halt.is_some() {
+            s.state = CaptureState::Halted;
+        }
+    });
     let application_name = application_name(&source.name);
     let site = Site { source, queue, queue_max_bytes, application_name, silence: Silence::default(), status };
     let mut supervisor = Supervisor { site, gate, retention: None, pause: FIRST_PAUSE };
@@ -61,12 +68,13 @@ pub async fn run_capture(
             supervisor.pause = FIRST_PAUSE;
         }
         if let Some(pause) = supervisor.judge(&error) {
+            let paused = supervisor.gate.paused().is_some();
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
                 () = supervisor.past_budget() => drop(supervisor.drop_slot().await),
                 // What loss has halted stays halted over a pause.
-                () = supervisor.gate.closed(), if pause < LASTING => {}
+                () = supervisor.gate.closed(), if !paused && pause < LASTING => {}
             }
         }
     }

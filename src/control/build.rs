@@ -82,7 +82,7 @@ impl Views {
                 behind_bytes: if caught_up { Some(0) } else { behind(|end| end.bytes_total, progress.bytes_so_far) },
                 behind_changes: if caught_up { Some(0) } else { behind(|end| end.changes_total, progress.changes_so_far) },
                 said_at: time(progress.at_us),
-                configured: self.replicas.contains_key(whole(&name)),
+                configured: self.replicas.get(whole(&name)).is_some_and(|replica| replica.source == view.name),
             };
             source.stream.consumers.insert(name, consumer);
         }

@@ -66,6 +66,7 @@ pub struct SourceView {
     /// What is looked up now and then.
     pub survey: watch::Receiver<Survey>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) name: String,
     /// `host:port/database`.
     pub(crate) at: String,
     retain_max_bytes: u64,
@@ -134,8 +135,8 @@ impl Control {
         let (retain_max_bytes, drops_slot) = (config.retain_max_bytes, config.on_retain_limit == OnRetainLimit::DropSlot);
         let mut views = self.change();
         let rate = views.sources.get(&config.name).map_or_else(Arc::default, |before| Arc::clone(&before.rate));
-        let at = config.connect.address();
-        let view = SourceView { capture, survey, gate, at, retain_max_bytes, drops_slot, rate };
+        let (name, at) = (config.name.clone(), config.connect.address());
+        let view = SourceView { capture, survey, gate, name, at, retain_max_bytes, drops_slot, rate };
         views.sources.insert(config.name.clone(), Arc::new(view));
     }
 

@@ -99,6 +99,13 @@ impl Fleet {
         notes.extend(difference.replicas.added.iter().map(|name| {
             format!("replica {name} is new here: `millstream init --replica {name}` makes what it lacks, and it goes on by itself after that")
         }));
+        for name in difference.replicas.changed.iter().filter(|(_, keys)| keys.contains_key("source")).map(|(name, _)| name) {
+            let source = self.config.replicas.get(name).map(|replica| replica.source.as_str()).unwrap_or_default();
+            notes.push(format!(
+                "replica {name} follows another source from here on: its place in the queue of {source} is kept (`millstream teardown --source {source} --consumer {name}` gives it \
+                 up), and a pause does not come along"
+            ));
+        }
         for (name, keys) in &difference.sources.changed {
             for key in keys.keys().filter(|key| matches!(**key, "tables" | "schema_changes")) {
                 notes.push(format!("source.{name}.{key} is taken up by `millstream init --source {name}`"));

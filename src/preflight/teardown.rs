@@ -142,6 +142,8 @@ pub async fn teardown(
                         replica.name
                     )));
                     left(error.kind());
+                    // Its place, and a pause, stay with its ledger.
+                    continue;
                 }
             }
             failpoint::hit("teardown.replica_cleared")?;

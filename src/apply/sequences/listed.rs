@@ -7,14 +7,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{quote_ident, quote_literal, quote_table};
 
-/// Sequences behind the columns of published tables (owned, of an identity, or used by a default), the columns, and whether these hold plain numbers.
+/// Sequences behind the columns of published tables and of the partitioned ones above them (owned, of an identity, or used by a default), the columns, and whether these hold plain numbers.
 const SEQUENCES: &str = "
     WITH published AS (
         SELECT c.oid, n.nspname, c.relname
-          FROM pg_catalog.pg_publication_tables t
-          JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname
-          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-         WHERE t.pubname = $1 AND t.schemaname <> 'millstream'),
+          FROM (SELECT r.prrelid AS oid FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1
+                UNION SELECT a.relid::oid FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid,
+                     LATERAL pg_catalog.pg_partition_ancestors(r.prrelid) a (relid) WHERE p.pubname = $1) t
+          JOIN pg_catalog.pg_class c ON c.oid = t.oid
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname <> 'millstream'),
     used AS (
         SELECT d.refobjid AS tab, d.refobjsubid::int AS col, d.objid AS seq
           FROM pg_catalog.pg_depend d JOIN published p ON p.oid = d.refobjid
@@ -78,11 +80,12 @@ pub async fn list(connection: &mut PgConnection, source: &str) -> Result<Vec<Lis
     Ok(found.into_iter().map(with_statement).collect())
 }
 
-/// Sets a sequence behind the last number that a column holds; one that no row has used stays as it is. `None` where no column holds plain numbers.
+/// Sets a sequence behind the last number that a column holds, never back: numbers of rows that are gone are not given out again. `None` where no column holds
+/// plain numbers.
 fn statement(sequence: &TableName, ascends: bool, columns: &[String]) -> Option<String> {
-    let last = if ascends { "max" } else { "min" };
-    let name = quote_literal(&quote_table(sequence));
+    let (last, behind) = if ascends { ("max", ">= last_value +") } else { ("min", "<= last_value -") };
+    let (from, name) = (quote_table(sequence), quote_literal(&quote_table(sequence)));
     let rows = columns.join(" UNION ALL ");
     (!columns.is_empty())
-        .then(|| format!("SELECT pg_catalog.setval({name}, {last}(v)::bigint) FROM ({rows}) u HAVING {last}(v) IS NOT NULL;"))
+        .then(|| format!("SELECT pg_catalog.setval({name}, {last}(v)::bigint) FROM ({rows}) u HAVING (SELECT {last}(v) {behind} is_called::int FROM {from});"))
 }

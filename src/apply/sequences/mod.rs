@@ -7,19 +7,21 @@
 //! # What is set
 //!
 //! A replica's sequence is set where the source's is ahead of it, and where the source's own was moved back since the last look (`RESTART`, a cycle).
-//! One that is ahead of a source that stood still stays: applications may have begun to write on the replica.
+//! One that is ahead of a source that stood still stays, and one that has gone on since it was looked at: applications may have begun to write on the
+//! replica.
 //!
 //! Rejected: *a record in the log* (anybody may write a logical message, and the value would be older than the rows behind it).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, Executor, PgConnection, Row};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::status::{ApplyState, ApplyStatus};
-use crate::config::{ReplicaConfig, SourceConfig};
+use crate::config::{PgConnect, ReplicaConfig, SourceConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::TableName;
 use crate::postgres::sql::{Side, classify, connect, quote_literal, quote_table};
@@ -33,8 +35,8 @@ pub use listed::{Listed, list};
 
 /// One look at both sides and what it sets may take so long.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Sequences that one query reads.
-const READ_AT_ONCE: usize = 200;
+/// Sequences that one statement reads, or sets.
+const AT_ONCE: usize = 200;
 const APPLICATION: &str = "millstream sequences";
 
 /// Where a sequence stands: the row of the sequence itself (PostgreSQL documentation, "CREATE SEQUENCE", Notes).
@@ -97,8 +99,12 @@ pub async fn run(
         let look = async {
             // The sender lives as long as the daemon's work.
             drop(status.wait_for(|status| status.state == ApplyState::Live).await);
-            let looked = tokio::time::timeout(DEADLINE, carry(&source, &replica, &mut seen)).await;
-            tell(&replica.name, looked.unwrap_or_else(|_| Err(late())), &out, &warnings);
+            let looked = tokio::time::timeout(DEADLINE, carry(&source, &replica, &mut seen));
+            tokio::select! {
+                looked = looked => tell(&replica.name, looked.unwrap_or_else(|_| Err(late())), &out, &warnings),
+                // Paused or halted: the replica is left alone.
+                _ = status.wait_for(|status| status.state != ApplyState::Live) => return,
+            }
             tokio::time::sleep(replica.sequences_interval).await;
         };
         if cancel.run_until_cancelled(look).await.is_none() {
@@ -150,8 +156,8 @@ pub async fn carry(
     replica: &ReplicaConfig,
     seen: &mut HashMap<TableName, Value>,
 ) -> Result<Vec<(TableName, Fate)>> {
-    let mut from = connect(&source.connect, Side::Source, APPLICATION).await?;
-    let mut to = connect(&replica.connect, Side::Replica, APPLICATION).await?;
+    let mut from = session(&source.connect, Side::Source).await?;
+    let mut to = session(&replica.connect, Side::Replica).await?;
     is_of_the_replica(source, &mut from, &mut to, &replica.name).await?;
     let listed = list(&mut from, &source.name).await?;
     let readable: Vec<&TableName> = listed.iter().filter(|listed| listed.readable).map(|listed| &listed.name).collect();
@@ -159,34 +165,47 @@ pub async fn carry(
     let rights = rights(&mut to, &readable).await?;
     let writable: Vec<&TableName> = readable.into_iter().filter(|name| rights.get(*name) == Some(&true)).collect();
     let ours = values(&mut to, Side::Replica, &writable).await?;
-    let mut fates = Vec::with_capacity(listed.len());
-    for Listed { name, ascends, .. } in listed {
-        let fate = match (theirs.get(&name), rights.get(&name), ours.get(&name)) {
+    let mut moves = Vec::new();
+    let mut fates = BTreeMap::new();
+    for Listed { name, ascends, readable, .. } in &listed {
+        let fate = match (theirs.get(name), rights.get(name), ours.get(name)) {
+            (None, ..) if *readable => Fate::Left("somebody has it locked at the source".to_owned()),
             (None, ..) => {
                 Fate::Left("the capturing role may not read it at the source (`millstream check` has the GRANT)".to_owned())
             }
             (_, None, _) => Fate::Left("the replica has no sequence of this name".to_owned()),
+            (_, Some(false), _) => Fate::Left("the replica's role may not set it: it wants SELECT and UPDATE on it".to_owned()),
+            (_, _, None) => Fate::Left("somebody has it locked on the replica".to_owned()),
             (Some(value), _, Some(present)) => {
-                let moved_back = seen.get(&name).is_some_and(|before| before.is_ahead_of(*value, ascends));
-                if value == present {
-                    Fate::Same(*value)
-                } else if value.is_ahead_of(*present, ascends) || moved_back {
-                    set(&mut to, &name, *value).await?
-                } else {
-                    Fate::Ahead(*present)
+                let moved_back = seen.get(name).is_some_and(|before| before.is_ahead_of(*value, *ascends));
+                if value != present && (value.is_ahead_of(*present, *ascends) || moved_back) {
+                    moves.push(Move { name, from: *present, to: *value });
+                    continue;
                 }
+                if value == present { Fate::Same(*value) } else { Fate::Ahead(*present) }
             }
-            (_, _, None) => Fate::Left("the replica's role may not set it: it wants SELECT and UPDATE on it".to_owned()),
         };
-        if let (Some(value), false) = (theirs.get(&name), matches!(fate, Fate::Left(_))) {
-            seen.insert(name.clone(), *value);
-        }
-        fates.push((name, fate));
+        fates.insert(name, fate);
+    }
+    for chunk in moves.chunks(AT_ONCE) {
+        fates.extend(set(&mut to, chunk).await?);
+    }
+    for (name, value) in theirs.iter().filter(|(name, _)| fates.get(name).is_some_and(|fate| !matches!(fate, Fate::Left(_)))) {
+        seen.insert(name.clone(), *value);
     }
     // What was read and set stands; a connection that does not end well changes nothing.
     drop(from.close().await);
     drop(to.close().await);
-    Ok(fates)
+    Ok(fates.into_iter().map(|(name, fate)| (name.clone(), fate)).collect())
+}
+
+/// One that waits for nobody long: TRUNCATE … RESTART IDENTITY keeps a sequence locked to its transaction's end, and who gives up waiting leaves the
+/// server's process behind.
+async fn session(to: &PgConnect, side: Side) -> Result<PgConnection> {
+    let mut connection = connect(to, side, APPLICATION).await?;
+    let limits = connection.execute("SET lock_timeout = '200ms'; SET statement_timeout = '20s'").await;
+    limits.map_err(|error| classify(error, side))?;
+    Ok(connection)
 }
 
 /// Numbers of another cluster mean nothing to this replica.
@@ -207,22 +226,38 @@ async fn is_of_the_replica(source: &SourceConfig, from: &mut PgConnection, to: &
     Err(Error::new(ErrorKind::Config, message))
 }
 
+/// Where sequences stand; one that somebody has locked is left out.
 async fn values(connection: &mut PgConnection, side: Side, names: &[&TableName]) -> Result<HashMap<TableName, Value>> {
     let mut values = HashMap::with_capacity(names.len());
-    for chunk in names.chunks(READ_AT_ONCE) {
-        let one = |(index, name): (usize, &&TableName)| {
-            format!("SELECT {index}, last_value::int8, is_called FROM {}", quote_table(name))
-        };
-        let sql = chunk.iter().enumerate().map(one).collect::<Vec<_>>().join(" UNION ALL ");
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *connection).await;
-        for row in rows.map_err(|error| classify(error, side))? {
-            let (index, last, called): (i32, i64, bool) = (row.get(0), row.get(1), row.get(2));
-            if let Some(name) = usize::try_from(index).ok().and_then(|index| chunk.get(index)) {
-                values.insert((*name).clone(), Value { last, called });
+    for chunk in names.chunks(AT_ONCE) {
+        match read(connection, chunk).await {
+            Ok(read) => values.extend(read),
+            Err(sqlx::Error::Database(_)) => {
+                for name in chunk {
+                    match read(connection, std::slice::from_ref(name)).await {
+                        Ok(read) => values.extend(read),
+                        // Locked, or dropped meanwhile.
+                        Err(sqlx::Error::Database(_)) => {}
+                        Err(error) => return Err(classify(error, side)),
+                    }
+                }
             }
+            Err(error) => return Err(classify(error, side)),
         }
     }
     Ok(values)
+}
+
+async fn read(connection: &mut PgConnection, names: &[&TableName]) -> sqlx::Result<Vec<(TableName, Value)>> {
+    let one =
+        |(index, name): (usize, &&TableName)| format!("SELECT {index}, last_value::int8, is_called FROM {}", quote_table(name));
+    let sql = names.iter().enumerate().map(one).collect::<Vec<_>>().join(" UNION ALL ");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_all(connection).await?;
+    let value = |row: &PgRow| {
+        let index = usize::try_from(row.get::<i32, _>(0)).ok()?;
+        Some(((*names.get(index)?).clone(), Value { last: row.get(1), called: row.get(2) }))
+    };
+    Ok(rows.iter().filter_map(value).collect())
 }
 
 /// Those of the sequences that the replica has, and whether they may be read and set.
@@ -238,15 +273,52 @@ async fn rights(connection: &mut PgConnection, names: &[&TableName]) -> Result<H
     Ok(rows.iter().map(|row| (TableName::new(row.get::<String, _>(0), row.get::<String, _>(1)), row.get(2))).collect())
 }
 
-/// A value that the replica's sequence does not take (its bounds are others) concerns that one alone.
-async fn set(connection: &mut PgConnection, name: &TableName, value: Value) -> Result<Fate> {
-    let sql = format!("SELECT pg_catalog.setval({}, $1, $2)", quote_literal(&quote_table(name)));
-    let query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).bind(value.last).bind(value.called);
-    match query.execute(connection).await {
-        Ok(_) => Ok(Fate::Set(value)),
-        Err(sqlx::Error::Database(error)) => Ok(Fate::Left(error.message().to_owned())),
-        Err(error) => Err(classify(error, Side::Replica)),
+/// A sequence to set.
+#[derive(Clone, Copy)]
+struct Move<'n> {
+    name: &'n TableName,
+    /// Where it stands on the replica: one that has gone on since then is left to who uses it.
+    from: Value,
+    to: Value,
+}
+
+impl Move<'_> {
+    fn sql(&self, index: usize) -> String {
+        let (from, name) = (quote_table(self.name), quote_literal(&quote_table(self.name)));
+        let (Value { last, called }, before) = (self.to, self.from);
+        format!(
+            "SELECT {index} FROM (SELECT pg_catalog.setval({name}, {last}, {called}) FROM {from} WHERE last_value = {} AND is_called = {}) s",
+            before.last, before.called
+        )
     }
+}
+
+/// Sets some together, and each alone where one is refused: that its bounds are others, or that somebody has it locked, concerns no other.
+async fn set<'n>(connection: &mut PgConnection, moves: &[Move<'n>]) -> Result<Vec<(&'n TableName, Fate)>> {
+    let sql = moves.iter().enumerate().map(|(index, one)| one.sql(index)).collect::<Vec<_>>().join(" UNION ALL ");
+    let refused = match sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *connection).await {
+        Ok(rows) if rows.len() == moves.len() => return Ok(moves.iter().map(|one| (one.name, Fate::Set(one.to))).collect()),
+        Ok(_) => None,
+        Err(sqlx::Error::Database(error)) => Some(error.message().to_owned()),
+        Err(error) => return Err(classify(error, Side::Replica)),
+    };
+    if let ([one], Some(why)) = (moves, refused) {
+        return Ok(vec![(one.name, Fate::Left(why))]);
+    }
+    // Some are set: what each came to is asked.
+    let mut fates = Vec::new();
+    for one in moves {
+        let now = values(connection, Side::Replica, &[one.name]).await?.remove(one.name);
+        match now {
+            Some(now) if now == one.to => fates.push((one.name, Fate::Set(now))),
+            Some(now) if now == one.from && moves.len() > 1 => {
+                fates.extend(Box::pin(set(connection, std::slice::from_ref(one))).await?)
+            }
+            Some(now) => fates.push((one.name, Fate::Ahead(now))),
+            None => fates.push((one.name, Fate::Left("somebody has it locked on the replica".to_owned()))),
+        }
+    }
+    Ok(fates)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! a row filter or a column list that came and went (from PostgreSQL 15 on those make another row, documentation of `ALTER PUBLICATION`) not with the second:
 //! whoever looks and whenever. `init` writes the mark anew with each change of its own, in one transaction with it, and what was there keeps the row that it had. The
 //! event triggers, which publish tables that are made, keep their rows in their own memory (`millstream.known_table`): the comment is nothing that the application's transactions may wait
-//! for. A table that was dropped is nobody's alteration. What is found is written into the mark.
+//! for. A table that was dropped is nobody's alteration, whatever has its number by now. What is found is written into the mark.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ pub fn left_out(publication: &str, major: u32, carries: bool) -> String {
            FROM (SELECT pg_catalog.obj_description(p.oid, 'pg_publication') AS mark, p.xmin::text AS made FROM pg_catalog.pg_publication p \
              WHERE p.pubname = {name}) m WHERE pg_catalog.split_part(m.mark, '{TABLES}', 1) IS DISTINCT FROM '{MARK}' || m.made \
          UNION ALL SELECT {OUT} FROM pg_catalog.pg_publication p \
-           CROSS JOIN LATERAL {} k JOIN pg_catalog.pg_class c ON c.oid = k.relation JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+           CROSS JOIN LATERAL {} k JOIN pg_catalog.pg_class c ON c.oid = k.relation AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p' JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
            LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid \
            WHERE p.pubname = {name} AND r.oid::text IS DISTINCT FROM k.entry",
         entries("pg_catalog.obj_description(p.oid, 'pg_publication')")
@@ -89,7 +89,8 @@ pub fn left_out(publication: &str, major: u32, carries: bool) -> String {
     if carries {
         sql += &format!(
             " UNION ALL SELECT {OUT} FROM (SELECT k.relation, k.entries ->> {name} AS entry FROM millstream.known_table k WHERE k.entries ? {name}) k \
-             JOIN pg_catalog.pg_publication p ON p.pubname = {name} JOIN pg_catalog.pg_class c ON c.oid = k.relation \
+             JOIN pg_catalog.pg_publication p ON p.pubname = {name} \
+             JOIN pg_catalog.pg_class c ON c.oid = k.relation AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p' \
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid \
              WHERE EXISTS (SELECT FROM millstream.captured WHERE publication = {name}) AND r.oid::text IS DISTINCT FROM k.entry \
              UNION ALL SELECT {OUT} FROM millstream.captured m JOIN pg_catalog.pg_publication p ON p.pubname = m.publication \

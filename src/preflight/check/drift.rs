@@ -39,11 +39,18 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// What is lacking, each with the statement that makes it. Names do not count: only what it is.
+/// What is lacking, each with the statement that makes it. What has its name or is the same counts as it: PostgreSQL prints some definitions otherwise on a
+/// table that was made from the print (`IN` over `varchar`), and storage settings are the replica's own.
 fn lacking(source: &TableDefinition, replica: &TableDefinition, known: impl Fn(&TableName) -> bool) -> Vec<(String, String)> {
-    let has_index = |index: &IndexDefinition| replica.indexes.iter().any(|other| nameless(&other.text) == nameless(&index.text));
-    let has =
-        |key: &ConstraintDefinition| replica.constraints.iter().any(|other| other.kind == key.kind && other.text == key.text);
+    let taken: BTreeSet<&String> =
+        replica.indexes.iter().map(|index| &index.name).chain(replica.constraints.iter().map(|key| &key.name)).collect();
+    let has_index = |index: &IndexDefinition| {
+        taken.contains(&index.name) || replica.indexes.iter().any(|other| nameless(&other.text) == nameless(&index.text))
+    };
+    let has = |key: &ConstraintDefinition| {
+        let same = |other: &ConstraintDefinition| other.kind == key.kind && valid(&other.text) == valid(&key.text);
+        taken.contains(&key.name) || replica.constraints.iter().any(same)
+    };
     let partitioned = source.partition_key.is_some();
     let indexes = source.indexes.iter().filter(|index| !index.from_parent && !has_index(index)).map(|index| {
         // Not for a partitioned table (PostgreSQL documentation, "CREATE INDEX").
@@ -58,6 +65,11 @@ fn lacking(source: &TableDefinition, replica: &TableDefinition, known: impl Fn(&
         (format!("constraint {}", key.name), format!("ALTER TABLE {name} ADD CONSTRAINT {} {}", quote_ident(&key.name), key.text))
     });
     indexes.chain(constraints).collect()
+}
+
+/// A constraint, validated or not.
+fn valid(text: &str) -> &str {
+    text.trim_end_matches(" NOT VALID")
 }
 
 /// An index without its name: `CREATE [UNIQUE] INDEX name ON …`, as `pg_get_indexdef` prints it.

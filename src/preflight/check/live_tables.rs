@@ -178,7 +178,10 @@ fn named(findings: &mut Findings, tables: &LedgerTables, known: &Known, at_sourc
 fn give_name(tables: &LedgerTables, from: &TableName, to: &TableName) -> Remedy {
     let mut statements = renaming(from, to).into_iter();
     if tables.names.contains(to) {
-        let first = format!("first rename or drop the table that is called {to} here");
+        let first = format!(
+            "first give the table that is called {to} here the name that is meant for it, or any other where it is none of the replicated ones; where two have each \
+             other's names, give one a third name in between"
+        );
         return statements.map(|statement| format!("{statement};")).fold(Remedy::at(Place::Person, first), Remedy::then);
     }
     let first = Remedy::sql(Side::Replica, statements.next().unwrap_or_default());

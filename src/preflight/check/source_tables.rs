@@ -128,7 +128,8 @@ FROM (SELECT d.refobjid AS tab, d.objid AS seq FROM pg_depend d WHERE d.classid 
       UNION SELECT f.adrelid, d.refobjid FROM pg_attrdef f JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid \
        AND d.refclassid = 'pg_class'::regclass) u \
 JOIN pg_class s ON s.oid = u.seq AND s.relkind = 'S' JOIN pg_namespace n ON n.oid = s.relnamespace \
-JOIN pg_class c ON c.oid = u.tab JOIN pg_namespace t ON t.oid = c.relnamespace \
+CROSS JOIN LATERAL (SELECT u.tab UNION SELECT l.relid FROM pg_partition_tree(u.tab) l WHERE l.isleaf) l(relid) \
+JOIN pg_class c ON c.oid = l.relid JOIN pg_namespace t ON t.oid = c.relnamespace \
 WHERE NOT (has_schema_privilege(n.oid, 'USAGE') AND has_sequence_privilege(s.oid, 'SELECT')) ORDER BY 1, 2, 3, 4";
 
 async fn judge_sequences(

@@ -260,10 +260,8 @@ impl PostgresReplica {
         let seen = changes.len() as u64;
         let changes = &*self.kept(changes);
         let (origin, before) = self.large.as_ref().map_or((false, 0), |large| (large.origin, large.changes));
-        let mode = self.mode(changes, origin);
-        if mode.origin && !origin {
-            within(SHORT_WAIT, "switching roles", self.connection.execute(AssertSqlSafe(UNDER_ORIGIN))).await?;
-        }
+        let mut mode = self.mode(changes, origin);
+        self.under_origin(mode, origin).await?;
         within(SHORT_WAIT, "setting a savepoint", self.connection.execute("SAVEPOINT piece")).await?;
         let work = plan::plan(changes, &self.tables, mode.style)?;
         match carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, Way::Usual).await {
@@ -272,11 +270,15 @@ impl PostgresReplica {
                 within(SHORT_WAIT, "going back", self.connection.execute("ROLLBACK TO SAVEPOINT piece")).await?;
                 self.forget_tables();
                 self.prepare(changes, schemas).await?;
-                let (way, mode) = if errors::is_canceled(&error) {
+                let before_it = mode.origin;
+                mode = self.mode(changes, before_it);
+                self.under_origin(mode, before_it).await?;
+                let way = if errors::is_canceled(&error) {
                     within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
-                    (Way::Patient, mode)
+                    Way::Patient
                 } else {
-                    (Way::OneByOne, Mode { style: Style::OneByOne, ..mode })
+                    mode.style = Style::OneByOne;
+                    Way::OneByOne
                 };
                 let work = plan::plan(changes, &self.tables, mode.style)?;
                 carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, way)
@@ -291,6 +293,14 @@ impl PostgresReplica {
         if let Some(large) = &mut self.large {
             large.origin = mode.origin;
             large.changes += seen;
+        }
+        Ok(())
+    }
+
+    /// For the rest of the transaction, where the mode asks for it and it is not so already.
+    async fn under_origin(&mut self, mode: Mode, already: bool) -> Result<()> {
+        if mode.origin && !already {
+            within(SHORT_WAIT, "switching roles", self.connection.execute(AssertSqlSafe(UNDER_ORIGIN))).await?;
         }
         Ok(())
     }

@@ -327,8 +327,8 @@ async fn indexes_and_constraints_that_the_source_alone_has_are_drift() {
     assert_eq!(
         said,
         [
-            "public.child it lacks index child_lower_idx, constraint small, constraint up",
             "public.halves it lacks index halves_v_idx",
+            "public.child it lacks index child_lower_idx, constraint small, constraint up",
             "public.parent it lacks constraint parent_code_key"
         ],
         "{all:#?}"
