@@ -16,6 +16,7 @@ mod output;
 pub mod render;
 mod run;
 mod status;
+mod table;
 mod tail;
 mod tail_filter;
 mod tail_start;
@@ -54,6 +55,9 @@ enum Command {
     /// Reads the log.
     #[command(subcommand, after_help = tail::EXAMPLE)]
     Log(Log),
+    /// Works on one table of a replica.
+    #[command(subcommand, after_help = table::EXAMPLE)]
+    Table(Table),
     /// Says what a halt's code means and what to do; lists all codes without one. Needs nothing that runs.
     #[command(after_help = explain::EXAMPLE)]
     Explain(explain::Arguments),
@@ -64,6 +68,13 @@ enum Log {
     /// Shows changes as Debezium's envelope, one JSON object a line, beside a running daemon or without one.
     #[command(after_help = tail::EXAMPLE)]
     Tail(tail::Arguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum Table {
+    /// Copies a live table again while all others go on. Its readers see the old content until the new one is live.
+    #[command(after_help = table::EXAMPLE)]
+    Recopy(table::Arguments),
 }
 
 /// The program: reads the command line, runs a command, gives the exit code.
@@ -108,6 +119,7 @@ impl Cli {
             Command::Init(arguments) => block_on(init::run(load(&self.config)?, arguments)),
             Command::Teardown(arguments) => block_on(teardown::run(load(&self.config)?, arguments)),
             Command::Log(Log::Tail(arguments)) => block_on(tail::run(load(&self.config)?, arguments)),
+            Command::Table(Table::Recopy(arguments)) => block_on(table::run(load(&self.config)?, arguments)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }
     }

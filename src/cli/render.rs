@@ -155,7 +155,10 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
         (Some(queued), None) => page.text("to drain", &format!("{} changes; nothing moves", number(queued))),
     }
     if let Some(copy) = &replica.copy {
-        page.text("first copy", &copying(copy));
+        page.text(if copy.again.is_empty() { "first copy" } else { "copy" }, &copying(copy));
+        if !copy.again.is_empty() {
+            page.text("copied again", &format!("{} (older than the others until it is live)", copy.again.join(", ")));
+        }
     }
     if let Some(why) = &replica.not_validated {
         page.text("not valid", why);
