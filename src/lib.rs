@@ -64,7 +64,8 @@
 //! - **I3** Rows and ledger commit in one replica transaction. Every change has its effect exactly once, whatever was killed,
 //!   repeated or re-read. The ledger decides; Kafka's transactions and group offsets never do.
 //! - **I4** Readers of live tables see only prefixes of the source's commit order. Source transactions are merged only at
-//!   commit boundaries. Tables of one first copy become live together.
+//!   commit boundaries. Tables of one first copy become live together. One that is copied again is not live meanwhile, and shows
+//!   its old content ([`apply::copy`]).
 //! - **I5** Nothing is skipped in silence: a gap, a lost slot, another history, an unknown event, a row that is not there:
 //!   halt, health red, say what to do.
 //! - **I6** Memory and disk are bounded by configured bytes. What a registered consumer has not read is never dropped: a full

@@ -25,12 +25,18 @@ pub type Schemas = HashMap<SchemaId, Arc<TableSchema>>;
 /// Brings a replica's tables from nothing to where the log can be replayed over them.
 #[async_trait]
 pub trait FirstCopy: Send + Sync + 'static {
-    /// True when the ledger has tables whose copy has not begun: a later `init` added them. The applier starts over then, so that
-    /// [`Self::prepare`] loads them.
+    /// True when the ledger has tables whose copy has not begun, or is to begin again: a later `init` added them, or somebody asked for it. The applier
+    /// starts over then, so that [`Self::prepare`] loads them.
     ///
     /// # Errors
     /// Those of the replica.
     async fn wanted(&self) -> Result<bool>;
+
+    /// True when somebody asked for a live table to be copied again: it may be what a halt is about.
+    ///
+    /// # Errors
+    /// Those of the replica.
+    async fn is_asked_again(&self) -> Result<bool>;
 
     /// What loads tables that are added while the others are live. It shares this one's progress, and goes slowly while the others are late.
     fn of_added(&self, others: watch::Receiver<ApplyStatus>) -> Arc<dyn FirstCopy>;

@@ -42,8 +42,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// What is at work when the daemon ends gets this long to commit; what it has not committed by then rolls back.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Tables that a later `init` adds are found within this time.
-const LOOK_FOR_TABLES: Duration = Duration::from_secs(5);
+/// Tables that a later `init` adds, or that are to be copied again, are found within this time.
+const LOOK_FOR_TABLES: Duration = Duration::from_secs(1);
 /// Read-ahead, as a multiple of what one batch may hold: one being applied, one being collected, one being read.
 const READ_AHEAD_BATCHES: usize = 3;
 
@@ -137,6 +137,7 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
             () = cancel.cancelled() => break,
             () = wait => {}
             () = applier.gate.closed(), if !paused && !lasts => {}
+            () = asked_again(&applier, status.borrow().halt.is_some()) => {}
         }
     }
     status.send_modify(|status| status.state = ApplyState::Stopped);
@@ -221,6 +222,18 @@ fn next_attempt(
         Some(wait) => Box::pin(tokio::time::sleep(wait)),
         None => Box::pin(std::future::pending()),
     })
+}
+
+/// Ends when somebody asks a replica that is halted to copy a table again.
+async fn asked_again(applier: &Applier, is_halted: bool) {
+    let Some(copy) = applier.first_copy.as_deref().filter(|_| is_halted) else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(LOOK_FOR_TABLES).await;
+        // A replica that does not answer is the next attempt's to tell.
+        if copy.is_asked_again().await.unwrap_or(false) {
+            return;
+        }
+    }
 }
 
 /// One session, from claim to failure.

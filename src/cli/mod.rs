@@ -20,6 +20,7 @@ pub mod render;
 mod run;
 mod sequences;
 mod status;
+mod table;
 mod tail;
 mod tail_filter;
 mod tail_start;
@@ -70,6 +71,9 @@ enum Command {
     /// Reads the log.
     #[command(subcommand, after_help = tail::EXAMPLE)]
     Log(Log),
+    /// Works on one table of a replica.
+    #[command(subcommand, after_help = table::EXAMPLE)]
+    Table(Table),
     /// Says what a halt's code means and what to do; lists all codes without one. Needs nothing that runs.
     #[command(after_help = explain::EXAMPLE)]
     Explain(explain::Arguments),
@@ -80,6 +84,13 @@ enum Log {
     /// Shows changes as Debezium's envelope, one JSON object a line, beside a running daemon or without one.
     #[command(after_help = tail::EXAMPLE)]
     Tail(tail::Arguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum Table {
+    /// Copies a live table again while all others go on. Its readers see the old content until the new one is live.
+    #[command(after_help = table::EXAMPLE)]
+    Recopy(table::Arguments),
 }
 
 /// The program: reads the command line, runs a command, gives the exit code.
@@ -129,6 +140,7 @@ impl Cli {
             Command::Pause(arguments) => block_on(pause::pause(load(&self.config)?, arguments)),
             Command::Resume(arguments) => block_on(pause::resume(load(&self.config)?, arguments)),
             Command::Reload(arguments) => block_on(reload::run(load(&self.config)?, arguments)),
+            Command::Table(Table::Recopy(arguments)) => block_on(table::run(load(&self.config)?, arguments)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }
     }

@@ -161,7 +161,11 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
             Some(halt) if halt.mendable => "in the last attempt, ",
             Some(_) => "stands still, ",
         };
-        page.text("first copy", &format!("{then}{}", copying(copy)));
+        let title = if copy.again.is_empty() { "first copy" } else { "copy" };
+        page.text(title, &format!("{then}{}", copying(copy)));
+        if !copy.again.is_empty() {
+            page.text("copied again", &format!("{} (older than the others until it is live)", copy.again.join(", ")));
+        }
     }
     if let Some(why) = &replica.not_validated {
         page.text("not valid", why);

@@ -7,7 +7,8 @@ use super::DEFAULT_PATH;
 /// What precedes a command of ours in a text.
 const PROGRAM: &str = "millstream ";
 /// The commands that read a configuration.
-const COMMANDS: [&str; 10] = ["run", "check", "init", "teardown", "status", "log tail", "pause", "resume", "reload", "sequences"];
+const COMMANDS: [&str; 11] =
+    ["run", "check", "init", "teardown", "status", "log tail", "pause", "resume", "reload", "sequences", "table"];
 
 /// A configuration file, and what it said when it was read.
 #[derive(Clone, Debug, Default)]

@@ -111,7 +111,8 @@ impl Views {
         }
         let rate = rate_of(&view.rate);
         let added = apply.added.as_ref();
-        let error = apply.error.clone().or_else(|| added.map(|(_, error)| format!("tables that are added: {error}")));
+        let error =
+            apply.error.clone().or_else(|| added.map(|(_, error)| format!("tables that are copied beside the others: {error}")));
         let (lag_bytes, queued_changes) = backlog(&apply, end.as_ref(), survey.end);
         Replica {
             source: view.source.clone(),
@@ -245,10 +246,7 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
             ("live", None, Some(lag)) if lag > max_lag.as_secs_f64() => {
                 reasons.push(format!("replica {name} is {lag:.1} s behind (ready_max_lag is {:.1} s)", max_lag.as_secs_f64()));
             }
-            ("live", None, Some(_)) if replica.copy.is_some() => {
-                reasons.push(format!("replica {name} is copying tables that were added"))
-            }
-            ("live", None, Some(_)) => {}
+            ("live", None, Some(_)) => reasons.extend(replica.copy.as_ref().map(|copy| beside(name, copy))),
             ("live", None, None) => reasons.push(format!("replica {name} has not applied anything yet")),
             (state, None, _) => reasons.push(format!("replica {name} is {}", state.replace('_', " "))),
         }
@@ -257,6 +255,16 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
         }
     }
     reasons
+}
+
+/// A copy beside tables that are live.
+fn beside(replica: &str, copy: &Copy) -> String {
+    let again = copy.again.join(", ");
+    match copy.again.len() as u64 {
+        0 => format!("replica {replica} is copying tables that were added"),
+        all if all >= copy.tables => format!("replica {replica} is copying again: {again}"),
+        _ => format!("replica {replica} is copying tables that were added, and again: {again}"),
+    }
 }
 
 fn halt(code: HaltCode) -> Halt {
@@ -309,6 +317,7 @@ fn copying(progress: &CopyProgress) -> Option<Copy> {
         bytes: progress.bytes,
         rows_per_second: progress.rows_per_second,
         eta_seconds: progress.eta_seconds,
+        again: progress.again.clone(),
     })
 }
 
@@ -366,6 +375,13 @@ mod tests {
         });
         let both = ["replica reports is halted: replica_conflict", "replica reports is paused since one"];
         assert_eq!(paused, [&["source shop is paused since noon"][..], &both].concat());
+        let again = |tables, names: &[&str]| {
+            let again = names.iter().map(|name| (*name).to_owned()).collect();
+            with(|_, _, replica| replica.copy = Some(Copy { tables, again, ..Copy::default() }))
+        };
+        assert_eq!(again(1, &[]), ["replica reports is copying tables that were added"]);
+        assert_eq!(again(1, &["public.a"]), ["replica reports is copying again: public.a"]);
+        assert_eq!(again(2, &["public.a"]), ["replica reports is copying tables that were added, and again: public.a"]);
         let waiting = with(|status, _, _| status.daemon.waiting_for = Some("process 7".to_owned()));
         assert_eq!(waiting, ["waiting for process 7"]);
     }

@@ -318,4 +318,6 @@ pub struct Copy {
     pub rows_per_second: f64,
     /// Rows left over that rate.
     pub eta_seconds: Option<f64>,
+    /// Tables that were live and are copied again: each shows an older state than the others.
+    pub again: Vec<String>,
 }

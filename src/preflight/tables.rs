@@ -56,6 +56,20 @@ impl TablePatterns {
     }
 }
 
+/// One table, named as a pattern names it that has neither `*` nor `?`.
+///
+/// # Errors
+/// [`ErrorKind::Config`] with what cannot be read.
+pub fn one(text: &str) -> Result<TableName> {
+    let exact = |part| match part {
+        Part::Exact(name) => Some(name),
+        Part::Glob(name) => Some(name).filter(|name| !name.contains(['*', '?'])),
+    };
+    let found = parse(text).ok().filter(|pattern| pattern.include);
+    let found = found.and_then(|pattern| Some(TableName::new(exact(pattern.schema)?, exact(pattern.name)?)));
+    found.ok_or_else(|| Error::new(ErrorKind::Config, format!("'{text}' is not a table; one looks like public.orders")))
+}
+
 /// The pattern of one table, whatever its name holds.
 #[must_use]
 pub fn exactly(table: &TableName) -> String {
@@ -172,6 +186,17 @@ mod tests {
         assert!(!matches(&patterns, "public", "scratch_1"));
         assert!(matches(&patterns, "public", "scratch_keep"));
         assert!(!matches(&patterns, "other", "orders"));
+    }
+
+    #[test]
+    fn one_table_is_named_without_a_doubt() {
+        assert_eq!(one("public.orders").unwrap(), TableName::new("public", "orders"));
+        assert_eq!(one("\"My Schema\".\"a.b*\"").unwrap(), TableName::new("My Schema", "a.b*"));
+        for bad in ["orders", "public.*", "!public.orders", "public.", "a.b.c", "public.o?"] {
+            assert!(one(bad).is_err(), "{bad}");
+        }
+        let odd = TableName::new("!a", "b\"?");
+        assert_eq!(one(&exactly(&odd)).unwrap(), odd);
     }
 
     #[test]

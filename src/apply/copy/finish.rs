@@ -4,13 +4,13 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use super::progress::{CopyPhase, Meter};
 use super::wait::{backend, watched};
-use super::{PostgresCopy, connect_replica, state};
+use super::{PostgresCopy, connect_replica, shadow, state};
 use crate::config::ReplicaConfig;
 use crate::error::{Context, Error, Result};
-use crate::event::ApplyEpoch;
+use crate::event::{ApplyEpoch, TableName};
 use crate::failpoint;
 use crate::postgres::sql::{Side, classify, quote_table};
-use crate::replica::postgres::ledger::{CopyState, hold_epoch, whole};
+use crate::replica::postgres::ledger::{CopyState, hold_epoch, identity_of, whole};
 use crate::replica::postgres::members::replaced_while_copied;
 
 /// What is left to do once the replay has passed the last snapshot.
@@ -38,11 +38,13 @@ impl Finish {
         failpoint::hit("copy.indexes_built")?;
         for table in tables.iter().filter(|t| t.state == CopyState::CatchingUp) {
             // Without statistics the applier's and the application's first statements would be planned blindly.
-            let analyze = format!("ANALYZE {}", quote_table(&table.table));
-            replica.execute(AssertSqlSafe(analyze)).await.map_err(fail).at(|| format!("table {}", table.table))?;
+            analyze(&mut replica, table.place()).await.at(|| format!("table {}", table.table))?;
         }
         failpoint::hit("copy.going_live")?;
         self.go_live(&mut replica).await?;
+        for table in tables.iter().filter(|t| t.shadow.is_some()) {
+            analyze(&mut replica, &table.table).await.at(|| format!("table {}", table.table))?;
+        }
         if self.is_added() {
             tracing::info!(replica = self.replica.name, tables = tables.len(), "the tables that were added are complete");
             self.meter.phase(CopyPhase::CatchingUp);
@@ -102,15 +104,35 @@ impl Finish {
         if let Some(table) = tables.iter().find(|t| t.state == CopyState::CatchingUp && t.replaced) {
             return Err(replaced_while_copied(&table.table));
         }
+        for table in tables.iter().filter(|t| t.state == CopyState::CatchingUp) {
+            let Some(shadow) = &table.shadow else { continue };
+            shadow::put_in_place(&mut transaction, table, shadow)
+                .await
+                .at(|| format!("table {}, putting what was copied again in its place", table.table))?;
+        }
+        let live = format!(
+            "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp(), live_after_lsn = NULL, shadow = NULL, \
+               replica_table = CASE WHEN shadow IS NULL THEN replica_table ELSE {} END WHERE replica = $1 AND state = 'catching_up'",
+            identity_of("table_schema", "table_name")
+        );
         for sql in [
-            "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp(), live_after_lsn = NULL WHERE replica = $1 AND state = 'catching_up'",
+            live.as_str(),
             "DELETE FROM millstream.copy_chunk WHERE replica = $1",
             "DELETE FROM millstream.deferred_ddl WHERE replica = $1 AND done",
         ] {
+            let sql = AssertSqlSafe(sql);
             sqlx::query(sql).bind(&self.replica.name).execute(&mut *transaction).await.map_err(fail)?;
         }
-        transaction.commit().await.map_err(fail)
+        transaction.commit().await.map_err(fail)?;
+        if tables.iter().any(|t| t.shadow.is_some()) {
+            failpoint::hit("recopy.live")?;
+        }
+        Ok(())
     }
+}
+
+async fn analyze(replica: &mut PgConnection, table: &TableName) -> Result<()> {
+    replica.execute(AssertSqlSafe(format!("ANALYZE {}", quote_table(table)))).await.map(drop).map_err(fail)
 }
 
 /// Validates foreign keys that were made without reading their tables, when those that were added met the others. Applying goes on: this

@@ -66,7 +66,7 @@ pub(super) async fn load_all(
         if !table.began_as(&shape) {
             return Ok(vec![table.table]);
         }
-        let format = format(replica, &shape).await?;
+        let format = format(replica, &shape, table.place()).await?;
         let shape = Arc::new(shape);
         left.insert(table.table, pending.len());
         jobs.extend(pending.into_iter().map(|c| Job { shape: Arc::clone(&shape), format, chunk: c.number, range: c.range }));
@@ -144,8 +144,8 @@ async fn load(work: &Work, meter: &Meter, job: &Job, reader: &mut TableReader, r
     let name = &work.replica.name;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, work.epoch).await?;
-    state::hold_table(&mut transaction, name, table).await?;
-    let moved = relay(reader, &mut transaction, &shape, &job.range, job.format, Some(meter)).await?;
+    let place = state::hold_place(&mut transaction, name, table).await?;
+    let moved = relay(reader, &mut transaction, &shape, &place, &job.range, job.format, Some(meter)).await?;
     reader.finish(&moment).await?;
     state::chunk_loaded(&mut transaction, name, table, job.chunk, &moment, moved).await?;
     failpoint::hit("copy.chunk_loaded")?;
@@ -167,20 +167,20 @@ pub(super) async fn reread(
     let (moment, shape): (ChunkMoment, TableShape) = reader.begin(table).await?;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
-    state::hold_table(&mut transaction, name, table).await?;
-    let delete = format!("DELETE FROM ONLY {} WHERE {}", quote_table(table), range.condition(&shape.key));
+    let place = state::hold_place(&mut transaction, name, table).await?;
+    let delete = format!("DELETE FROM ONLY {} WHERE {}", quote_table(&place), range.condition(&shape.key));
     transaction.execute(AssertSqlSafe(delete)).await.map_err(fail)?;
-    let (rows, _) = relay(reader, &mut transaction, &shape, &range, CopyFormat::Text, None).await?;
+    let (rows, _) = relay(reader, &mut transaction, &shape, &place, &range, CopyFormat::Text, None).await?;
     reader.finish(&moment).await?;
     state::key_loaded(&mut transaction, name, table, key, &moment, rows).await?;
     transaction.commit().await.map_err(fail)
 }
 
 /// How a table's rows can travel: in binary where every type is the same on both sides.
-async fn format(replica: &mut PgConnection, shape: &TableShape) -> Result<CopyFormat> {
+async fn format(replica: &mut PgConnection, shape: &TableShape, place: &TableName) -> Result<CopyFormat> {
     let sql = "SELECT attname::text, atttypid::int8 FROM pg_catalog.pg_attribute \
                WHERE attrelid = pg_catalog.to_regclass($1) AND attnum > 0 AND NOT attisdropped";
-    let here = sqlx::query(sql).bind(quote_table(&shape.schema.table)).fetch_all(replica).await.map_err(fail)?;
+    let here = sqlx::query(sql).bind(quote_table(place)).fetch_all(replica).await.map_err(fail)?;
     let here: BTreeMap<String, i64> = here.iter().map(|row| (row.get(0), row.get(1))).collect();
     let there = |name: &str| here.get(name).and_then(|oid| u32::try_from(*oid).ok());
     Ok(CopyFormat::between(shape.schema.columns.iter().map(|column| (column.type_oid, there(&column.name)))))
@@ -191,11 +191,12 @@ async fn relay(
     reader: &mut TableReader,
     replica: &mut PgConnection,
     shape: &TableShape,
+    place: &TableName,
     range: &KeyRange,
     format: CopyFormat,
     meter: Option<&Meter>,
 ) -> Result<(u64, u64)> {
-    let sql = format!("COPY {} ({}) FROM STDIN{}", quote_table(&shape.schema.table), shape.column_list(), format.option());
+    let sql = format!("COPY {} ({}) FROM STDIN{}", quote_table(place), shape.column_list(), format.option());
     let mut out = reader.rows(shape, range, format).await?;
     let mut into = replica.copy_in_raw(&sql).await.map_err(fail)?;
     let mut buffer = BytesMut::with_capacity(SEND_BYTES * 2);

@@ -32,7 +32,8 @@
 //! Worked: chunk A is read at snapshot 100:103:101, chunk B later at 105:105:. Transaction 101 moves a row from A's range to B's.
 //! A does not see it, B does. Replay of 101: the old half is A's and not seen, the row is deleted; the new half is B's and seen, dropped.
 //!
-//! Tables added to a replica that is live are copied by the same steps under a ledger row of their own, beside the others ([`crate::apply::added`]).
+//! Tables added to a replica that is live are copied by the same steps under a ledger row of their own, beside the others ([`crate::apply::added`]); so are live
+//! tables that are copied again, whose rows are collected in a table beside them (`shadow`).
 //!
 //! Rejected: *LSN watermarks* (visibility order is not LSN order; rows are lost). *Emptying only the chunks that do not
 //! see a TRUNCATE*: their ranges would be judged by the replica's collations.
@@ -41,8 +42,10 @@ mod finish;
 mod key;
 mod keys;
 mod load;
+mod look;
 mod progress;
 mod replay;
+pub(crate) mod shadow;
 mod state;
 mod wait;
 
@@ -86,6 +89,8 @@ pub struct PostgresCopy {
     /// What the replay found that cannot be done while a replica transaction may be open. Lost in a crash, and then found again.
     todo: Arc<Mutex<Vec<Todo>>>,
     meter: Meter,
+    /// Looks for tables to copy, every second.
+    looking: tokio::sync::Mutex<Option<PgConnection>>,
 }
 
 /// Work for between two replays.
@@ -102,19 +107,11 @@ impl PostgresCopy {
     #[must_use]
     pub fn new(source: SourceConfig, replica: ReplicaConfig) -> (Arc<Self>, watch::Receiver<CopyProgress>) {
         let (meter, receiver) = Meter::new(source.copy_max_bytes_per_second);
-        (Arc::new(Self { source, replica, todo: Arc::default(), meter }), receiver)
+        (Arc::new(Self { source, replica, todo: Arc::default(), meter, looking: tokio::sync::Mutex::default() }), receiver)
     }
 
     async fn replica(&self) -> Result<PgConnection> {
         connect_replica(&self.replica).await
-    }
-
-    async fn rows(&self) -> Result<added::Rows> {
-        let look = async {
-            let mut replica = connect(&self.replica.connect, Side::Replica, APPLICATION).await?;
-            added::rows(&mut replica, &self.replica.name).await
-        };
-        within("looking at the ledger's rows", look).await
     }
 
     /// Tables that are not live, each looked at again: a definition that changed meanwhile sends it back to `pending`.
@@ -129,7 +126,7 @@ impl PostgresCopy {
         let mut tables = state::tables(replica, name).await?;
         for table in tables.iter_mut().filter(|t| t.state != CopyState::Pending && t.replaced) {
             self.restart(replica, epoch, &table.table, "its table on the replica was replaced").await?;
-            *table = CopyTable::pending(table.table.clone());
+            *table = table.clone().pending();
         }
         if state::finishing(replica, name).await? {
             return Ok(tables);
@@ -138,7 +135,7 @@ impl PostgresCopy {
             if table.began_elsewhere(timeline) {
                 let why = format!("the source is on timeline {timeline}, and may lack what was read from the server before it");
                 self.restart(replica, epoch, &table.table, &why).await?;
-                *table = CopyTable::pending(table.table.clone());
+                *table = table.clone().pending();
                 continue;
             }
             let now = reader.shape(&table.table).await?;
@@ -146,7 +143,7 @@ impl PostgresCopy {
                 table.shape = Some(now);
             } else {
                 self.restart(replica, epoch, &table.table, "its definition at the source has changed").await?;
-                *table = CopyTable::pending(table.table.clone());
+                *table = table.clone().pending();
             }
         }
         Ok(tables)
@@ -281,10 +278,13 @@ impl PostgresCopy {
         cancel: &CancellationToken,
     ) -> Result<Option<Box<dyn CatchUp>>> {
         let name = &self.replica.name;
-        if state::tables(&mut replica, name).await?.is_empty() {
+        shadow::sweep(&mut replica).await?;
+        let tables = state::tables(&mut replica, name).await?;
+        if tables.is_empty() {
             self.meter.phase(CopyPhase::None);
             return Ok(None);
         }
+        self.meter.again(tables.iter().filter(|t| t.shadow.is_some()).map(|t| t.table.to_string()).collect());
         failpoint::hit("copy.registered")?;
         let mut source = connect(&self.source.connect, Side::Source, APPLICATION).await?;
         let mut reader = TableReader::connect(&self.source.connect).await?;
@@ -311,6 +311,10 @@ impl PostgresCopy {
             () = cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "asked to end")),
             built = key::build_all(self, &mut replica, epoch) => built?,
         }
+        tokio::select! {
+            () = cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "asked to end")),
+            built = shadow::build_keys(self, &mut replica, epoch) => built?,
+        }
         state::all_loaded(&mut replica, name, epoch).await?;
         self.nudge(&mut source).await;
         let finishing = state::finishing(&mut replica, name).await?;
@@ -335,23 +339,32 @@ impl PostgresCopy {
 impl FirstCopy for PostgresCopy {
     async fn wanted(&self) -> Result<bool> {
         let look = async {
-            let mut replica = connect(&self.replica.connect, Side::Replica, APPLICATION).await?;
-            let mut pending = state::tables(&mut replica, &self.replica.name).await?;
-            pending.retain(|t| t.state == CopyState::Pending);
-            if pending.is_empty() {
+            let waiting = self.look_for_work().await?;
+            if waiting.is_empty() {
                 return Ok(false);
             }
             let mut source = connect(&self.source.connect, Side::Source, APPLICATION).await?;
             let published = self.published(&mut source).await?;
-            Ok(pending.iter().any(|t| published.contains(&t.table)))
+            Ok(waiting.iter().any(|table| published.contains(table)))
         };
         within("looking for tables to copy", look).await
+    }
+
+    async fn is_asked_again(&self) -> Result<bool> {
+        within("looking for tables to copy again", async {
+            let mut replica = self.take_look().await?;
+            let asked = added::asked_again(&mut replica, &self.replica.name).await?;
+            *self.looking.lock().await = Some(replica);
+            Ok(!asked.is_empty())
+        })
+        .await
     }
 
     fn of_added(&self, others: watch::Receiver<ApplyStatus>) -> Arc<dyn FirstCopy> {
         let mut replica = self.replica.clone();
         replica.name = ledger::added(&self.replica.name);
-        Arc::new(Self { source: self.source.clone(), replica, todo: Arc::default(), meter: self.meter.behind(others) })
+        let (source, meter) = (self.source.clone(), self.meter.behind(others));
+        Arc::new(Self { source, replica, todo: Arc::default(), meter, looking: tokio::sync::Mutex::default() })
     }
 
     async fn is_apart(&self) -> Result<bool> {
@@ -359,7 +372,17 @@ impl FirstCopy for PostgresCopy {
     }
 
     async fn may_set_apart(&self) -> Result<bool> {
-        Ok(self.rows().await?.live && self.wanted().await?)
+        if !self.rows().await?.live {
+            return Ok(false);
+        }
+        match self.wanted().await {
+            // Where only live tables wait for it, the log can be applied without the source.
+            Err(error) if self.none_is_pending().await? => {
+                tracing::warn!(replica = self.replica.name, %error, "tables that are to be copied again wait for the source");
+                Ok(false)
+            }
+            found => found,
+        }
     }
 
     async fn set_apart(&self, epoch: ApplyEpoch) -> Result<()> {
@@ -368,8 +391,9 @@ impl FirstCopy for PostgresCopy {
             let mut source = connect(&self.source.connect, Side::Source, APPLICATION).await?;
             let published = self.published(&mut source).await?;
             let pending = state::tables(&mut replica, &self.replica.name).await?;
-            let ready = |t: &CopyTable| t.state == CopyState::Pending && published.contains(&t.table);
-            let tables: Vec<TableName> = pending.into_iter().filter(ready).map(|t| t.table).collect();
+            let pending = pending.into_iter().filter(|t| t.state == CopyState::Pending).map(|t| t.table);
+            let again = added::asked_again(&mut replica, &self.replica.name).await?;
+            let tables: Vec<TableName> = pending.chain(again).filter(|table| published.contains(table)).collect();
             added::set_apart(&mut replica, &self.replica.name, epoch, &tables).await
         };
         within("setting tables apart", look).await
@@ -380,6 +404,7 @@ impl FirstCopy for PostgresCopy {
             self.meter.phase(CopyPhase::None);
         }
         let mut replica = self.replica().await?;
+        shadow::sweep(&mut replica).await?;
         finish::validate(&mut replica, &self.replica.name, &self.meter).await
     }
 
@@ -394,7 +419,12 @@ impl FirstCopy for PostgresCopy {
     async fn prepare(&self, epoch: ApplyEpoch, cancel: &CancellationToken) -> Result<Option<Box<dyn CatchUp>>> {
         let mut replica = self.replica().await?;
         let backend = backend(&mut replica).await?;
-        watched(&self.replica.connect, backend, self.load(replica, epoch, cancel)).await
+        let loaded = watched(&self.replica.connect, backend, self.load(replica, epoch, cancel)).await;
+        let of_source = ErrorKind::Halt(HaltCode::SourceMisconfigured);
+        match loaded {
+            Err(error) if error.kind() == of_source && self.misses_a_table().await => Err(error.with_kind(ErrorKind::Busy)),
+            loaded => loaded,
+        }
     }
 }
 

@@ -72,6 +72,8 @@ pub struct CopyProgress {
     pub indexes: u64,
     /// The transaction that is waited for: who, since when, doing what.
     pub waiting_for: Option<String>,
+    /// Those of the tables that were live, and are copied again.
+    pub again: Vec<String>,
 }
 
 /// Tells progress and keeps the rate.
@@ -129,6 +131,11 @@ impl Meter {
         });
     }
 
+    /// Which tables are copied again.
+    pub(super) fn again(&self, tables: Vec<String>) {
+        self.sender.send_if_modified(|p| std::mem::replace(&mut p.again, tables.clone()) != tables);
+    }
+
     pub(super) fn waiting_for(&self, whom: Option<String>) {
         self.sender.send_if_modified(|p| std::mem::replace(&mut p.waiting_for, whom.clone()) != whom);
     }
@@ -136,7 +143,7 @@ impl Meter {
     /// Loading begins, or goes on, from what the ledger says.
     pub(super) fn begin(&self, from: CopyProgress) {
         *self.clock() = Clock { began: Instant::now(), rows_before: from.rows, free_at: Instant::now() };
-        self.sender.send_modify(|p| *p = CopyProgress { phase: CopyPhase::Loading, ..from });
+        self.sender.send_modify(|p| *p = CopyProgress { phase: CopyPhase::Loading, again: std::mem::take(&mut p.again), ..from });
     }
 
     /// Waits until bytes may pass: under `copy_max_bytes_per_second`, in turns in the order of asking, and while tables that are live are late, more slowly.

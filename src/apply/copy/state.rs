@@ -4,15 +4,16 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use super::key;
 use super::progress::CopyProgress;
+use super::{key, shadow};
 use crate::capture::snapshot::{ChunkMoment, KeyRange, TablePlan, TableShape};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{ApplyEpoch, Lsn, TableName, TableSchema};
+use crate::failpoint;
 use crate::halt::HaltCode;
 use crate::postgres::sql::{Side, classify, quote_table};
 use crate::preflight::init;
-use crate::replica::postgres::ledger::{CopyState, get, hold_epoch, identity_of, is_replaced};
+use crate::replica::postgres::ledger::{self, CopyState, get, hold_epoch, identity_of, is_replaced};
 use crate::replica::postgres::members::{of_another, replaced_while_copied};
 
 /// A table that is not live.
@@ -20,8 +21,11 @@ use crate::replica::postgres::members::{of_another, replaced_while_copied};
 pub(super) struct CopyTable {
     pub(super) table: TableName,
     pub(super) state: CopyState,
-    /// Another table has its name on the replica than the one that chunks were loaded into, or none.
+    /// Another table has its name on the replica than the one that chunks were loaded into, or none; of a table that is copied again, what its rows
+    /// are collected in is gone.
     pub(super) replaced: bool,
+    /// What its rows are collected in, when it is copied again.
+    pub(super) shadow: Option<TableName>,
     /// Version and key that the copy was begun with.
     began: Option<(TableSchema, Vec<String>)>,
     /// The source's timeline that the copy was begun on.
@@ -31,8 +35,24 @@ pub(super) struct CopyTable {
 }
 
 impl CopyTable {
-    pub(super) fn pending(table: TableName) -> Self {
-        Self { table, state: CopyState::Pending, replaced: false, began: None, timeline: None, shape: None }
+    /// The same table, whose copy has been sent back to its beginning.
+    pub(super) fn pending(self) -> Self {
+        Self { state: CopyState::Pending, replaced: false, began: None, timeline: None, shape: None, ..self }
+    }
+
+    /// What chunks are loaded into and the log is replayed over.
+    pub(super) fn place(&self) -> &TableName {
+        self.shadow.as_ref().unwrap_or(&self.table)
+    }
+
+    /// The columns that chunks are cut by, and that find a row.
+    pub(super) fn key(&self) -> &[String] {
+        self.began.as_ref().map_or(&[], |(_, key)| key)
+    }
+
+    /// The version that the copy was begun with.
+    pub(super) fn version(&self) -> Option<&TableSchema> {
+        self.began.as_ref().map(|(version, _)| version)
     }
 
     /// True when chunks have been read on another timeline than this.
@@ -66,7 +86,8 @@ fn damaged(message: impl Into<String>) -> Error {
 /// Tables that are not live and do not leave, by name.
 pub(super) async fn tables(replica: &mut PgConnection, name: &str) -> Result<Vec<CopyTable>> {
     let sql = format!(
-        "SELECT table_schema, table_name, state, table_version, key_columns, timeline, {} FROM millstream.copied_table \
+        "SELECT table_schema, table_name, state, table_version, key_columns, timeline, CASE WHEN shadow IS NULL THEN {} \
+           ELSE pg_catalog.to_regclass(pg_catalog.format('millstream.%I', shadow)) IS NULL END, shadow FROM millstream.copied_table \
          WHERE replica = $1 AND state NOT IN ('live', 'leaving') ORDER BY table_schema, table_name",
         is_replaced()
     );
@@ -84,8 +105,8 @@ fn copy_table(row: &PgRow, table: TableName) -> Result<CopyTable> {
     let version = get::<Option<Json<TableSchema>>>(row, 3)?.map(|json| json.0);
     let key = get::<Option<Vec<String>>>(row, 4)?.unwrap_or_default();
     let timeline = get::<Option<i64>>(row, 5)?.and_then(|number| u32::try_from(number).ok());
-    let replaced = get(row, 6)?;
-    Ok(CopyTable { table, state, replaced, began: version.map(|v| (v, key)), timeline, shape: None })
+    let (replaced, shadow) = (get(row, 6)?, get::<Option<String>>(row, 7)?.map(ledger::shadow));
+    Ok(CopyTable { table, state, replaced, shadow, began: version.map(|v| (v, key)), timeline, shape: None })
 }
 
 /// A table's chunks in order.
@@ -142,12 +163,26 @@ async fn hold_name(transaction: &mut PgConnection, name: &str, table: &TableName
     }
 }
 
-/// Before rows are copied into a table, in the transaction that copies them: some are in it already, and all belong into one.
+/// Before rows of a table are copied, in the transaction that copies them: what they go into, which keeps its name to the transaction's end. Some are in
+/// it already, and all belong into one.
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] when another table has its name: its copy has to start again; as [`hold_name`].
-pub(super) async fn hold_table(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<()> {
-    if hold_name(transaction, name, table).await? { Ok(()) } else { Err(replaced_while_copied(table)) }
+pub(super) async fn hold_place(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<TableName> {
+    let held = match shadow_of(transaction, name, table).await? {
+        Some(shadow) => shadow::hold(transaction, &shadow).await?.then_some(shadow),
+        None => hold_name(transaction, name, table).await?.then(|| table.clone()),
+    };
+    held.ok_or_else(|| replaced_while_copied(table))
+}
+
+/// What the rows of a table that is copied again are collected in.
+async fn shadow_of(connection: &mut PgConnection, name: &str, table: &TableName) -> Result<Option<TableName>> {
+    let query = sqlx::query_scalar::<_, Option<String>>(
+        "SELECT shadow FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3",
+    );
+    let found = query.bind(name).bind(&table.schema).bind(&table.name).fetch_optional(connection).await.map_err(fail)?;
+    Ok(found.flatten().map(ledger::shadow))
 }
 
 /// Stores a table's plan: from then on its copy has begun.
@@ -161,12 +196,10 @@ pub(super) async fn store_plan(
     let table = &plan.shape.schema.table;
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
-    let is_its_own = hold_name(&mut transaction, name, table).await?;
-    let holds = format!("SELECT EXISTS (SELECT 1 FROM ONLY {})", quote_table(table));
-    if sqlx::query_scalar::<_, bool>(AssertSqlSafe(holds)).fetch_one(&mut *transaction).await.map_err(fail)? {
-        let message =
-            format!("the replica's table {table} was empty at init and holds rows now; empty it, its copy begins by itself then");
-        return Err(Error::halt(HaltCode::ReplicaConflict, message));
+    let shadow = shadow_of(&mut transaction, name, table).await?;
+    match &shadow {
+        Some(shadow) => shadow::make(&mut transaction, shadow, &plan.shape).await?,
+        None => take_empty(&mut transaction, name, table).await?,
     }
     for (number, range) in plan.chunks.iter().enumerate() {
         sqlx::query(
@@ -181,9 +214,6 @@ pub(super) async fn store_plan(
         .execute(&mut *transaction)
         .await
         .map_err(fail)?;
-    }
-    if !is_its_own {
-        take_over(&mut transaction, name, table).await?;
     }
     let key: Vec<&str> = plan.shape.key.iter().map(|k| k.name.as_str()).collect();
     let sql = format!(
@@ -205,10 +235,29 @@ pub(super) async fn store_plan(
         .execute(&mut *transaction)
         .await
         .map_err(fail)?;
-    if plan.chunks.len() > 1 {
+    if plan.chunks.len() > 1 && shadow.is_none() {
         key::take_off(&mut transaction, name, table).await?;
     }
-    transaction.commit().await.map_err(fail)
+    transaction.commit().await.map_err(fail)?;
+    if shadow.is_some() {
+        failpoint::hit("recopy.planned")?;
+    }
+    Ok(())
+}
+
+/// Before a table's first chunk.
+///
+/// # Errors
+/// A halt when it holds rows; as [`hold_name`].
+async fn take_empty(transaction: &mut PgConnection, name: &str, table: &TableName) -> Result<()> {
+    let is_its_own = hold_name(transaction, name, table).await?;
+    let holds = format!("SELECT EXISTS (SELECT 1 FROM ONLY {})", quote_table(table));
+    if sqlx::query_scalar::<_, bool>(AssertSqlSafe(holds)).fetch_one(&mut *transaction).await.map_err(fail)? {
+        let message =
+            format!("the replica's table {table} was empty at init and holds rows now; empty it, its copy begins by itself then");
+        return Err(Error::halt(HaltCode::ReplicaConflict, message));
+    }
+    if is_its_own { Ok(()) } else { take_over(transaction, name, table).await }
 }
 
 /// A table that somebody has put in the place of the one that `init` saw: its keys may be broken while it is copied as well, what was built on the other is
@@ -231,7 +280,7 @@ async fn take_over(transaction: &mut PgConnection, name: &str, table: &TableName
 }
 
 /// Forgets the chunks of a table whose copy cannot go on, and empties it. Only ever a table that this copy itself has filled: one that has been put in its
-/// place stays as it is, and must be empty for its copy to begin.
+/// place stays as it is, and must be empty for its copy to begin. One that is copied again shows its old content as before.
 pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: ApplyEpoch, table: &TableName) -> Result<()> {
     let mut transaction = replica.begin().await.map_err(fail)?;
     hold_epoch(&mut transaction, name, epoch).await?;
@@ -246,7 +295,8 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
     .await
     .map_err(fail)?;
     if back.rows_affected() == 1 {
-        let is_its_own = hold_name(&mut transaction, name, table).await?;
+        let shadow = shadow_of(&mut transaction, name, table).await?;
+        let is_its_own = shadow.is_none() && hold_name(&mut transaction, name, table).await?;
         sqlx::query("DELETE FROM millstream.copy_chunk WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
             .bind(name)
             .bind(&table.schema)
@@ -254,7 +304,9 @@ pub(super) async fn restart(replica: &mut PgConnection, name: &str, epoch: Apply
             .execute(&mut *transaction)
             .await
             .map_err(fail)?;
-        if is_its_own {
+        if let Some(shadow) = &shadow {
+            shadow::drop_table(&mut transaction, shadow).await?;
+        } else if is_its_own {
             empty(&mut transaction, name, table).await?;
         }
     }

@@ -67,7 +67,12 @@ pub(super) async fn read(client: &mut PgClient, table: &TableName) -> Result<Tab
     let sql = SHAPE.replace("$schema", &quote_literal(&table.schema)).replace("$table", &quote_literal(&table.name));
     let rows = client.simple_query(&sql).await?;
     let first = rows.first().ok_or_else(|| {
-        Error::halt(HaltCode::SourceMisconfigured, format!("the source has no table {table}, whose copy has begun"))
+        Error::halt(
+            HaltCode::SourceMisconfigured,
+            format!(
+                "the source has no table {table}, whose copy has begun; if it was renamed or dropped there, run `millstream init`"
+            ),
+        )
     })?;
     let identity = match first.text("identity")? {
         "f" => Identity::Full,

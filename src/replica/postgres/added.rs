@@ -1,7 +1,9 @@
-//! Tables added to a live replica, under a ledger row of their own until they have met the others.
+//! Tables that are copied beside live ones, under a ledger row of their own until they have met the others: those that were added, and those that are
+//! copied again.
 //!
 //! ```text
-//!  NAME at C, new tables pending ──set_apart──► NAME at C          NAME#added at C, pending ► … ► live at I ≤ M
+//!  NAME at C, tables pending ──set_apart──► NAME at C               NAME#added at C, pending ► … ► live at I ≤ M
+//!   (or to be copied again)
 //!                                                 … at M                        │
 //!  NAME at M, every table live   ◄──take_in──── both at exactly M ◄─────────────┘
 //! ```
@@ -46,7 +48,21 @@ pub async fn rows(connection: &mut PgConnection, name: &str) -> Result<Rows> {
     Ok(Rows { apart, live })
 }
 
-/// Puts tables whose copy has not begun under a row of their own, at the place of the replica's row.
+/// Live tables of a row that somebody asked to be copied again. One that is not on the replica has nothing to show meanwhile, and waits until it is.
+///
+/// # Errors
+/// The server's.
+pub async fn asked_again(connection: &mut PgConnection, name: &str) -> Result<Vec<TableName>> {
+    let query = sqlx::query_as::<_, (String, String)>(
+        "SELECT table_schema, table_name FROM millstream.copied_table WHERE replica = $1 AND state = 'live' AND recopy_asked_at IS NOT NULL \
+           AND live_after_lsn IS NULL AND pg_catalog.to_regclass(pg_catalog.format('%I.%I', table_schema, table_name)) IS NOT NULL ORDER BY 1, 2",
+    )
+    .bind(name);
+    let rows = within(SHORT_WAIT, "looking for tables to copy again", query.fetch_all(connection)).await?;
+    Ok(rows.into_iter().map(|(schema, name)| TableName::new(schema, name)).collect())
+}
+
+/// Puts tables whose copy has not begun, or is to begin again, under a row of their own, at the place of the replica's row.
 ///
 /// # Errors
 /// The server's; [`ErrorKind::Fenced`].
@@ -86,14 +102,25 @@ async fn set_apart_within(connection: &mut PgConnection, name: &str, epoch: Appl
     )
     .bind(name)
     .bind(&added)
-    .bind(schemas)
-    .bind(names);
+    .bind(&schemas)
+    .bind(&names);
     within(SHORT_WAIT, "setting tables apart", moved.execute(&mut *connection)).await?;
+    let again = sqlx::query(
+        "UPDATE millstream.copied_table c SET replica = $2, state = 'pending', recopy_asked_at = NULL, live_at = NULL, rows = 0, bytes = 0, \
+           shadow = 'recopy_' || pg_catalog.to_regclass(pg_catalog.format('%I.%I', u.s, u.t))::oid \
+         FROM unnest($3::text[], $4::text[]) u(s, t) WHERE c.replica = $1 AND c.state = 'live' AND c.recopy_asked_at IS NOT NULL \
+           AND c.table_schema = u.s AND c.table_name = u.t AND pg_catalog.to_regclass(pg_catalog.format('%I.%I', u.s, u.t)) IS NOT NULL",
+    )
+    .bind(name)
+    .bind(&added)
+    .bind(&schemas)
+    .bind(&names);
+    within(SHORT_WAIT, "setting tables apart", again.execute(&mut *connection)).await?;
     // Parents of partitions are nobody's table, and come along.
     let later = sqlx::query(
         "UPDATE millstream.deferred_ddl d SET replica = $2, \
            ordinal = d.ordinal + (SELECT coalesce(max(ordinal), 0) FROM millstream.deferred_ddl WHERE replica = $2) \
-         WHERE d.replica = $1 AND NOT EXISTS (SELECT FROM millstream.copied_table t WHERE t.replica = $1 \
+         WHERE d.replica = $1 AND d.kind <> 'validate' AND NOT EXISTS (SELECT FROM millstream.copied_table t WHERE t.replica = $1 \
            AND t.table_schema = d.table_schema AND t.table_name = d.table_name)",
     )
     .bind(name)

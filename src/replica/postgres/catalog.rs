@@ -184,7 +184,7 @@ pub(super) fn equals() -> String {
 }
 
 /// A halt for a table that is not there.
-pub(super) fn missing(table: &TableName) -> Error {
+pub(crate) fn missing(table: &TableName) -> Error {
     mismatch(format!("table {table} is not on the replica; create it there as the source has it"))
 }
 

@@ -10,7 +10,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::errors::{SHORT_WAIT, within};
-use super::ledger::{CopyState, identity_of};
+use super::ledger::{self, CopyState, identity_of};
 use super::members::{Now, another, of_another};
 use super::replica::PostgresReplica;
 use super::write::PATIENT_WAIT;
@@ -132,22 +132,38 @@ impl PostgresReplica {
 
     async fn carry_drop(&mut self, change: &SchemaChange) -> Result<()> {
         let Some(before) = change.before()? else { return Ok(()) };
-        if self.state_of(&before)?.is_none_or(|state| state == CopyState::Apart) {
-            return Ok(());
-        }
         let table = before.table();
+        match self.state_of(&before)? {
+            None => return Ok(()),
+            Some(CopyState::Apart) => self.take_back(&table).await?,
+            Some(_) => {}
+        }
         self.is_called(&table).await?;
         // Dropped by hand already: what has its name is none of ours.
         if self.whereabouts(&table).await? != Now::Gone {
             self.ddl(&format!("DROP TABLE IF EXISTS {}", quote_table(&table))).await?;
         }
         tracing::info!(%table, "dropped, as on the source");
-        let forget =
-            sqlx::query("DELETE FROM millstream.copied_table WHERE replica = $1 AND table_schema = $2 AND table_name = $3")
-                .bind(&self.name)
-                .bind(&table.schema)
-                .bind(&table.name);
+        let forget = sqlx::query(
+            "DELETE FROM millstream.copied_table WHERE replica IN ($1, $4) AND table_schema = $2 AND table_name = $3",
+        )
+        .bind(&self.name)
+        .bind(&table.schema)
+        .bind(&table.name)
+        .bind(ledger::added(&self.name));
         within(SHORT_WAIT, "forgetting a table", forget.execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// A table under the other row, which comes here later, or never: what it copies is gone. Nothing is under way there until this transaction ends.
+    async fn take_back(&mut self, table: &TableName) -> Result<()> {
+        let added = ledger::added(&self.name);
+        let hold = sqlx::query("SELECT FROM millstream.replica WHERE name = $1 FOR UPDATE").bind(&added);
+        within(SHORT_WAIT, "holding the added tables' row", hold.execute(&mut self.connection)).await?;
+        let shadow = self.members.get(table).and_then(|member| member.shadow.clone());
+        if let Some(shadow) = shadow {
+            self.ddl(&format!("DROP TABLE IF EXISTS {}", quote_table(&shadow))).await?;
+        }
+        Ok(())
     }
 
     async fn carry_table(&mut self, change: &SchemaChange) -> Result<()> {

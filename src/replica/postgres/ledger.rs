@@ -4,7 +4,6 @@
 //! cursor moves with every replica transaction ([`step`], whose row lock is held to COMMIT) and only under the epoch in
 //! force. Workers of a first copy hold the epoch by [`hold_epoch`] in each of their transactions.
 
-use std::cmp::Ordering;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -73,6 +72,21 @@ pub struct Member {
     pub replica_table: Option<String>,
     /// The version that gave it its name, where a rename was followed.
     pub named_by: Option<SchemaId>,
+    /// While it is copied again: where its rows are collected.
+    pub shadow: Option<TableName>,
+}
+
+impl Member {
+    /// Where its changes go instead of into the table itself, which shows its old content until the copy is complete.
+    #[must_use]
+    pub fn collected_in(&self) -> Option<&TableName> {
+        self.shadow.as_ref().filter(|_| matches!(self.state, CopyState::Copying | CopyState::CatchingUp))
+    }
+}
+
+/// The table that `copied_table.shadow` names.
+pub(crate) fn shadow(name: String) -> TableName {
+    TableName::new(SCHEMA, name)
 }
 
 /// Name of the row that tables added to a live replica are kept under while they are copied. No configured name has such a character.
@@ -88,6 +102,8 @@ pub fn whole(name: &str) -> &str {
 }
 
 const ADDED: &str = "#added";
+/// The ledger's schema.
+const SCHEMA: &str = "millstream";
 
 impl CopyState {
     /// As the ledger writes it.
@@ -174,18 +190,35 @@ fn version() -> i64 {
 
 /// An older ledger is upgraded, a newer one is not read: columns mean what their version says.
 async fn to_this_version(connection: &mut PgConnection) -> Result<()> {
-    let query = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM millstream.schema_version WHERE success");
-    let found = within(SHORT_WAIT, "reading the ledger's version", query.fetch_one(&mut *connection)).await?.unwrap_or(0);
-    match found.cmp(&version()) {
-        Ordering::Equal => Ok(()),
-        Ordering::Greater => {
-            Err(Error::new(ErrorKind::TooNew, format!("the replica's ledger has version {found}, which a newer Millstream made")))
-        }
-        Ordering::Less => {
-            tracing::info!(from = found, to = version(), "the replica's ledger is brought to this version");
-            migrate(connection).await
-        }
+    let found = found_version(connection).await?;
+    if found < version() {
+        tracing::info!(from = found, to = version(), "the replica's ledger is brought to this version");
+        migrate(connection).await?;
     }
+    Ok(())
+}
+
+/// For a command that only asks something of the daemon, whose own version may be older.
+///
+/// # Errors
+/// [`ErrorKind::TooNew`] for the ledger of a newer Millstream, [`ErrorKind::Busy`] for that of an older one.
+pub async fn is_of_this_version(connection: &mut PgConnection) -> Result<()> {
+    if found_version(connection).await? == version() {
+        return Ok(());
+    }
+    let message =
+        "the replica's ledger is that of an older Millstream; a daemon of this version brings it up to date when it starts";
+    Err(Error::new(ErrorKind::Busy, message))
+}
+
+/// The version that the ledger has: this one or an older one.
+async fn found_version(connection: &mut PgConnection) -> Result<i64> {
+    let query = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version) FROM millstream.schema_version WHERE success");
+    let found = within(SHORT_WAIT, "reading the ledger's version", query.fetch_one(connection)).await?.unwrap_or(0);
+    if found <= version() {
+        return Ok(found);
+    }
+    Err(Error::new(ErrorKind::TooNew, format!("the replica's ledger has version {found}, which a newer Millstream made")))
 }
 
 /// Makes the row of a replica. False when it is there, which changes nothing.
@@ -352,7 +385,7 @@ pub async fn tables_of_others(connection: &mut PgConnection, name: &str) -> Resu
 /// As [`tables`].
 pub async fn members(connection: &mut PgConnection, name: &str) -> Result<Vec<(TableName, Member)>> {
     let query = sqlx::query(
-        "SELECT table_schema, table_name, state, replica = $1, live_after_lsn IS NOT NULL, source_oid, replica_table, named_by \
+        "SELECT table_schema, table_name, state, replica = $1, live_after_lsn IS NOT NULL, source_oid, replica_table, named_by, shadow \
          FROM millstream.copied_table WHERE replica IN ($2, $3) \
          ORDER BY table_schema, table_name",
     )
@@ -377,7 +410,8 @@ fn member(row: &PgRow) -> Result<Member> {
     };
     let (source_oid, named_by) = (number(5)?, number(7)?.map(SchemaId));
     let leaves = state == CopyState::Live && get(row, 4)?;
-    Ok(Member { state, leaves, source_oid, replica_table: get(row, 6)?, named_by })
+    let shadow = get::<Option<String>>(row, 8)?.map(shadow);
+    Ok(Member { state, leaves, source_oid, replica_table: get(row, 6)?, named_by, shadow })
 }
 
 fn table_of(row: &PgRow) -> Result<TableName> {

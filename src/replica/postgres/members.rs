@@ -14,6 +14,7 @@
 //! | | has not | a halt that says how |
 //! | not, and another under the name | | a halt: the table was made anew and has to be copied |
 //! | not, and none under the name | | the number is taken |
+//! | of a table that is copied again | | its changes are written to what its rows are collected in ([`ledger::Member::collected_in`]) |
 //!
 //! What the source's event triggers say moves names and numbers in the ledger in its place, so that none of this halts there.
 //!
@@ -22,7 +23,7 @@
 
 use std::collections::HashMap;
 
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::catalog;
 use super::errors::{SHORT_WAIT, within};
@@ -71,6 +72,11 @@ impl PostgresReplica {
     pub(super) async fn place(&mut self, schema: &TableSchema) -> Result<Option<Place>> {
         let Some(known_as) = self.known_as(schema).await? else { return Ok(None) };
         let Some(member) = self.members.get(&known_as).cloned() else { return Ok(None) };
+        if let Some(shadow) = member.collected_in() {
+            let there = self.catalog_of(shadow).await?.map(|catalog| catalog.identity.clone());
+            let place = there.map(|identity| Place { name: shadow.clone(), identity: Some(identity) });
+            return place.map(Some).ok_or_else(|| replaced_while_copied(&known_as));
+        }
         let name = &schema.table;
         let here = self.catalog_of(name).await?.map(|catalog| catalog.identity.clone());
         if known_as == *name && here.is_some() && (here == member.replica_table) {
@@ -325,6 +331,19 @@ pub(crate) fn of_another(table: &TableName) -> Error {
         "the replica's {table} is another of its tables, renamed by hand; rename it back, the source's own renaming comes in its place"
     );
     Error::halt(HaltCode::SchemaMismatch, message)
+}
+
+/// Whether what has a name on the replica is a table that the ledger has under another.
+///
+/// # Errors
+/// The server's.
+pub(crate) async fn is_anothers(connection: &mut PgConnection, table: &TableName) -> Result<bool> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM millstream.copied_table WHERE replica_table = {} AND (table_schema, table_name) <> ($1, $2))",
+        ledger::identity_of("$1", "$2")
+    );
+    let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(&table.schema).bind(&table.name);
+    within(SHORT_WAIT, "looking whose a table is", query.fetch_one(connection)).await
 }
 
 /// Rows of a copy are in a table that has its name no more.

@@ -73,6 +73,7 @@ fn replicas() -> Vec<(String, Replica)> {
             bytes: 5 << 28,
             rows_per_second: 81_000.0,
             eta_seconds: Some(18.0),
+            again: Vec::new(),
         }),
         ..Replica::default()
     };

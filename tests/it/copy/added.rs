@@ -146,7 +146,7 @@ async fn meet_under_load(source: &PgDatabase<'_>, replica: &PgDatabase<'_>, site
                 while !stop.load(Ordering::Relaxed) {
                     let id = 1 + (done + number * 7) % 20;
                     let sql =
-                        format!("BEGIN; UPDATE a SET v = v - 1 WHERE id = {id}; UPDATE b SET v = v + 1 WHERE id = {id}; COMMIT");
+                        format!("BEGIN; UPDATE public.a SET v = v - 1 WHERE id = {id}; UPDATE public.b SET v = v + 1 WHERE id = {id}; COMMIT");
                     // Before there is a table b, nothing happens.
                     if query(&mut connection, &sql).await.is_err() {
                         query(&mut connection, "ROLLBACK").await.unwrap();

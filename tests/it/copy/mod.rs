@@ -9,6 +9,7 @@ mod init;
 mod keys;
 mod load;
 mod races;
+mod recopy;
 mod replaced;
 #[cfg(feature = "failpoints")]
 mod silent;

@@ -85,6 +85,11 @@ async fn a_kill_at_every_named_place_loses_and_doubles_nothing() {
             pair.source.execute(&create).await;
             pair.site.must(&["init"]).await;
         }
+        // Each is passed once while a table is copied again.
+        let again = [("recopy.in_place", "item"), ("recopy.live", "event"), ("recopy.planned", "account")];
+        if let Some((_, table)) = again.iter().find(|(place, _)| *place == name) {
+            pair.site.must(&["table", "recopy", "reports", &format!("public.{table}")]).await;
+        }
         let passed = if BUSY.contains(&name.as_str()) { random.random_range(0..30) } else { 0 };
         die_at(&pair, name, passed).await;
     }

@@ -31,6 +31,7 @@ pub struct Blows {
     pub clean_stops: u64,
     pub tables_added: u64,
     pub schema_changes: u64,
+    pub copied_again: u64,
 }
 
 impl Blows {
@@ -103,6 +104,9 @@ pub async fn storm(seed: u64, until: Until, over: Over) -> Blows {
         if random.random_ratio(1, 6) {
             add_a_table(&mut random, &pair, carried, &mut blows).await;
         }
+        if random.random_ratio(1, 8) {
+            copy_a_table_again(&mut random, &pair, &mut blows).await;
+        }
         // Often in the middle of a start, now and then after a quiet while.
         let calm = if random.random_ratio(1, 4) { 1500 } else { 400 };
         tokio::time::sleep(Duration::from_millis(random.random_range(5..calm))).await;
@@ -169,6 +173,15 @@ async fn add_a_table(random: &mut StdRng, pair: &Pair<'_>, carried: bool, blows:
         }
     }
     pair.site.run(&["init"]).await;
+}
+
+/// Beside everything else. It may be at it already, and servers may be down.
+async fn copy_a_table_again(random: &mut StdRng, pair: &Pair<'_>, blows: &mut Blows) {
+    const TABLES: [&str; 7] = ["item", "document", "bulk", "event", "account", "seat", "shift"];
+    let table = format!("public.{}", TABLES[random.random_range(0..TABLES.len())]);
+    let asked = pair.site.run(&["table", "recopy", "reports", &table]).await;
+    assert!(matches!(asked.code, Some(0 | 1 | 3 | 75)), "{asked:?}");
+    blows.copied_again += u64::from(asked.code == Some(0));
 }
 
 async fn blow_at_the_broker(random: &mut StdRng, kafka: &Kafka, blows: &mut Blows) {

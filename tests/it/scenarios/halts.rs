@@ -124,7 +124,7 @@ async fn a_newer_ledger_is_not_read_and_an_older_one_is_upgraded() {
     lane.replica
         .execute(
             "DELETE FROM millstream.schema_version WHERE version > 1; ALTER TABLE millstream.copied_table DROP COLUMN timeline, \
-             DROP COLUMN source_oid, DROP COLUMN replica_table, DROP COLUMN named_by",
+             DROP COLUMN source_oid, DROP COLUMN replica_table, DROP COLUMN named_by, DROP COLUMN recopy_asked_at, DROP COLUMN shadow",
         )
         .await;
     let daemon = lane.start().await;
