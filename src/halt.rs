@@ -142,7 +142,7 @@ halt_codes! {
         "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that; a password file is read again for every connection; a variable and a systemd credential are taken at the daemon's next start (systemctl restart millstream).";
     ReplicaConflict = "replica_conflict", true,
         "A row to update or delete is not on the replica, or one to insert is already there: somebody else wrote to the replica.",
-        "Put the row named in the message back as the source had it before this transaction, or remove the one that stands in the way. The daemon tries again by itself.";
+        "Put the row named in the message back as the source had it before this transaction, or remove the one that stands in the way; where more of the table may be wrong, `millstream table recopy REPLICA TABLE` copies it again while the others go on. The daemon tries again by itself.";
     ReplicaConstraint = "replica_constraint", true,
         "The replica refused a row that the source accepted: a constraint, a trigger or a type that the source does not have.",
         "Drop or change the constraint named in the message so that it accepts what the source accepts; where a value is not of its column's type, `millstream check` compares types and enum labels. The daemon tries again by itself.";

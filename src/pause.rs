@@ -3,7 +3,7 @@
 //! # Invariant
 //!
 //! A source or replica is paused exactly while its stream's registry has an entry that says so. Nobody works before the registry was read
-//! ([`Gate::check`]), and whoever works is told within [`LOOK_EVERY`] of an entry that another process wrote, at once of one that this process did.
+//! ([`Gate::check`]), and whoever works is told within `LOOK_EVERY` of an entry that another process wrote, at once of one that this process did.
 //!
 //! The registry is where a consumer's place is kept, so a pause outlives daemons, is seen by a second daemon on the same queue, can be asked for while the
 //! database concerned is down, and goes with what it belongs to: with the stream, or with the replica's registration.

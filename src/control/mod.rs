@@ -1,7 +1,7 @@
 //! What a running daemon tells of itself.
 //!
 //! Stages publish their state through watch channels and know nothing of who reads it; a [`Control`] holds the receiving ends and makes a
-//! [`Status`] of them whenever somebody asks. Nothing here is durable and nothing here decides anything about the data. What an operator orders ([`orders`]) goes
+//! [`Status`] of them whenever somebody asks. Nothing here is durable and nothing here decides anything about the data. What an operator orders (`orders`) goes
 //! to the stages through their gates ([`crate::pause`]).
 
 use std::collections::BTreeMap;

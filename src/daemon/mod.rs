@@ -1,4 +1,4 @@
-//! The daemon: all wiring, top to bottom in the order that data flows. With [`fleet`] the only place that matches on backend kinds.
+//! The daemon: all wiring, top to bottom in the order that data flows. With `fleet` the only place that matches on backend kinds.
 //!
 //! ```text
 //! signals ─► systemd READY, HTTP ─► queue (its folder: one daemon at a time) ─► socket ─► captures ─► surveys ─► appliers

@@ -1,9 +1,9 @@
 //! The daemon's local socket: orders of the operator, one a connection. Status is read over HTTP; nothing can be changed there.
 //!
 //! A connection carries one line of JSON each way ([`protocol`]). Who may give orders is settled twice: the socket's file is its owner's alone (0600), and the kernel
-//! says who is at the other end: root, or the daemon's own user ([`may_order`]).
+//! says who is at the other end: root, or the daemon's own user (`may_order`).
 //!
-//! The data path does not depend on it: a socket that cannot be had is tried again and said ([`bind`]).
+//! The data path does not depend on it: a socket that cannot be had is tried again and said (`bind`).
 
 use std::path::PathBuf;
 use std::sync::Arc;

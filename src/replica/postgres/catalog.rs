@@ -57,7 +57,7 @@ pub struct Catalog {
     pub identity: String,
     /// `pg_class.oid`
     pub relation: i64,
-    /// Another number with every change of it ([`super::definition`]).
+    /// Another number with every change of it (`definition`).
     pub definition: i64,
     /// Partitioned: TRUNCATE cannot say ONLY.
     pub partitioned: bool,

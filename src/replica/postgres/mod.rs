@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Nothing in memory matters to correctness: the ledger tells what is applied. Table definitions are cached, and read again
-//! after any failure and whenever [`definition`] finds another one behind the writes.
+//! after any failure and whenever `definition` finds another one behind the writes.
 //!
 //! `session_replication_role = replica` switches deferrable unique constraints off (duplicates are stored in silence), so a
 //! replica transaction that touches a table with one runs under `origin`, with constraints deferred, in the source's order.

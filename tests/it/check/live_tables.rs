@@ -85,7 +85,7 @@ async fn a_live_table_that_was_renamed_or_dropped_is_named_with_what_mends_it() 
 
     live.replica.execute("ALTER TABLE t RENAME TO t_old; CREATE TABLE t (id int PRIMARY KEY)").await;
     let (_, steps) = live.one("live_table", "person").await;
-    assert!(steps[0].contains("drop the table that is called public.t"), "{steps:?}");
+    assert!(steps[0].contains("give the table that is called public.t here the name"), "{steps:?}");
     live.replica.execute(&format!("DROP TABLE t; {}", steps[1])).await;
     assert_eq!(live.found("live_table").await, [Value::Null; 0]);
 
