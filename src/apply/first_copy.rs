@@ -38,6 +38,9 @@ pub trait FirstCopy: Send + Sync + 'static {
     /// Those of the replica.
     async fn is_asked_again(&self) -> Result<bool>;
 
+    /// The replica is paused: no connection to it is kept.
+    async fn rest(&self) {}
+
     /// What loads tables that are added while the others are live. It shares this one's progress, and goes slowly while the others are late.
     fn of_added(&self, others: watch::Receiver<ApplyStatus>) -> Arc<dyn FirstCopy>;
 

@@ -152,6 +152,9 @@ async fn turn(applier: &Applier, cancel: &CancellationToken, status: &watch::Sen
     };
     if paused.is_some() {
         begins(status, ApplyState::Paused);
+        if let Some(copy) = &applier.first_copy {
+            copy.rest().await;
+        }
         tracing::info!(replica = applier.config.name, "paused: nothing is applied until it is resumed");
         tokio::select! {
             () = cancel.cancelled() => return Ok(Turn::Asked),

@@ -20,7 +20,8 @@ const MAKE: &str = "CREATE TABLE IF NOT EXISTS millstream.put_off (ordinal bigin
      kind text NOT NULL, statement text NOT NULL); \
      COMMENT ON TABLE millstream.put_off IS 'What a first copy put off and did not come to build. The next millstream init of these tables takes it over; without one, \
      run the statements and drop this table.'";
-const THERE: &str = "SELECT pg_catalog.to_regclass('millstream.put_off') IS NOT NULL";
+const THERE: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+     WHERE n.nspname = 'millstream' AND c.relname = 'put_off' AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'))";
 const PRIMARY_KEY: &str = " PRIMARY KEY ";
 
 /// Keeps what of a replica's ledger is not built, for tables that are there. In the transaction that takes the ledger away.

@@ -350,6 +350,10 @@ impl FirstCopy for PostgresCopy {
         within("looking for tables to copy", look).await
     }
 
+    async fn rest(&self) {
+        self.looking.lock().await.take();
+    }
+
     async fn is_asked_again(&self) -> Result<bool> {
         within("looking for tables to copy again", async {
             let mut replica = self.take_look().await?;
