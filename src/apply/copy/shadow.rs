@@ -79,10 +79,18 @@ pub(crate) async fn sweep(replica: &mut PgConnection) -> Result<()> {
     let orphans = "SELECT c.relname::text FROM pg_catalog.pg_class c WHERE c.relnamespace = 'millstream'::pg_catalog.regnamespace AND c.relkind = 'r' \
          AND c.relname ~ '^recopy_[0-9]+$' AND NOT EXISTS (SELECT FROM millstream.copied_table t WHERE t.shadow = c.relname AND t.state <> 'leaving')";
     let names: Vec<String> = sqlx::query_scalar(orphans).fetch_all(&mut *replica).await.map_err(fail)?;
-    for name in names {
-        drop_table(replica, &crate::replica::postgres::ledger::shadow(name)).await?;
+    if names.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    execute(replica, "SET lock_timeout = '1s'").await?;
+    for name in names {
+        let shadow = crate::replica::postgres::ledger::shadow(name);
+        if let Err(error) = drop_table(replica, &shadow).await {
+            // Somebody reads it, or it is gone: the next start looks again.
+            tracing::debug!(%error, table = %shadow, "what a copy left stays for now");
+        }
+    }
+    execute(replica, "RESET lock_timeout").await
 }
 
 /// Gives loaded shadows the key that the replay finds their rows by. What is there already stays.
@@ -148,6 +156,8 @@ pub(super) async fn put_in_place(transaction: &mut PgConnection, table: &CopyTab
     if is_anothers(transaction, name).await? {
         return Err(of_another(name));
     }
+    // It goes at the end: who reads it (a dump of the whole database) is better waited for now.
+    execute(transaction, &format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", quote_table(shadow))).await?;
     let catalog = catalog::read(transaction, name).await?.ok_or_else(|| catalog::missing(name))?;
     let version =
         table.version().ok_or_else(|| Error::halt(HaltCode::LedgerDamaged, format!("{name} is copied without a version")))?;

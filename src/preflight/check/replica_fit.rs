@@ -90,6 +90,8 @@ pub(super) async fn check(
         refusals(findings, source, theirs);
     }
     if initialized {
+        let mut building = building;
+        building.extend(not_live(connection).await?);
         let oids = blueprint.all().filter_map(|t| Some((&t.table, here.get(&t.table)?.oid))).collect();
         drift::check(findings, connection, blueprint, &oids, &building, late).await?;
     }
@@ -187,6 +189,13 @@ async fn partitions(
         findings.about(leaf.to_string());
     }
     Ok(())
+}
+
+/// Tables that are being copied, again or for the first time.
+async fn not_live(connection: &mut PgConnection) -> Result<Vec<TableName>> {
+    let query = sqlx::query_as("SELECT table_schema, table_name FROM millstream.copied_table WHERE state <> 'live'");
+    let rows: Vec<(String, String)> = query.fetch_all(connection).await.map_err(|e| classify(e, sql::Side::Replica))?;
+    Ok(rows.into_iter().map(|(schema, name)| TableName::new(schema, name)).collect())
 }
 
 /// Tables of which something is built when they are loaded; `keys`: those whose primary key is off until then.

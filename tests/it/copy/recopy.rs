@@ -421,3 +421,35 @@ async fn what_cannot_be_copied_again_is_refused_with_the_reason() {
     same_keys(&source, &replica).await;
     daemon.terminate().await;
 }
+
+/// The table that readers see follows at the change's place, the copy begins again with the new shape; a column that went and came back has no old values.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_definition_changes_while_it_is_copied_again_becomes_the_sources() {
+    let (source, replica) = databases().await;
+    source.execute(&format!("{A}; {B}")).await;
+    let site = site(&source, &replica, FAST);
+    site.must(&["init"]).await;
+    let daemon = site.start();
+    compare::equal(&source, &replica, COPIED).await;
+    done(&replica).await;
+    daemon.terminate().await;
+    configure(&site, FAST, SLOWLY);
+    let daemon = site.start();
+    site.ready(LONG).await;
+    recopy(&site, "public.b").await;
+    chunk_loaded(&replica).await;
+    source
+        .execute("ALTER TABLE b DROP COLUMN note; ALTER TABLE b ADD COLUMN more int DEFAULT 7; UPDATE b SET v = 5 WHERE id < 50")
+        .await;
+    let columns = "SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_attribute WHERE attrelid = 'b'::regclass AND attnum > 0 AND NOT attisdropped";
+    until("what readers see to follow", LONG, async || replica.value(columns).await == "a id more v").await;
+    source.execute("ALTER TABLE b ADD COLUMN note text DEFAULT 'anew'").await;
+    until("what readers see to follow again", LONG, async || replica.value(columns).await == "a id more note v").await;
+    daemon.terminate().await;
+    configure(&site, SLOWLY, FAST);
+    let daemon = site.start();
+    compare::equal(&source, &replica, COPIED).await;
+    done(&replica).await;
+    assert_eq!(replica.value("SELECT count(*) FROM b WHERE note = 'anew' AND more = 7").await, "1000");
+    daemon.terminate().await;
+}
