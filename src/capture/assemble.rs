@@ -73,6 +73,8 @@ pub struct Assembler {
     space: SpillSpace,
     memory_limit: usize,
     memory: usize,
+    /// One of them [spills again](HeldBytes::spills_again).
+    spills_again: bool,
 }
 
 impl Assembler {
@@ -80,7 +82,7 @@ impl Assembler {
     #[must_use]
     pub fn new(space: SpillSpace, memory_limit: u64) -> Self {
         let memory_limit = usize::try_from(memory_limit).unwrap_or(usize::MAX);
-        Self { open: None, streamed: HashMap::new(), block: None, space, memory_limit, memory: 0 }
+        Self { open: None, streamed: HashMap::new(), block: None, space, memory_limit, memory: 0, spills_again: false }
     }
 
     /// True between Stream Start and Stream Stop: how messages are to be decoded.
@@ -141,7 +143,8 @@ impl Assembler {
         let before = open.held.memory_bytes();
         open.held.push(change);
         open.change_count += 1;
-        let after = open.held.memory_bytes();
+        let (after, again) = (open.held.memory_bytes(), open.held.spills_again());
+        self.spills_again |= again;
         self.memory = self.memory + after - before;
         Ok(())
     }
@@ -196,7 +199,8 @@ impl Assembler {
         let before = held.memory_bytes();
         held.push(&length.to_le_bytes());
         held.push(message);
-        let after = held.memory_bytes();
+        let (after, again) = (held.memory_bytes(), held.spills_again());
+        self.spills_again |= again;
         self.memory = self.memory + after - before;
         Ok(())
     }
@@ -228,14 +232,25 @@ impl Assembler {
     /// True when [`Self::make_room`] has something to do.
     #[must_use]
     pub fn is_over_budget(&self) -> bool {
-        self.memory > self.memory_limit
+        self.memory > self.memory_limit || self.spills_again
     }
 
-    /// Spills the transactions that hold most, until half of the budget is free again.
+    /// Spills what [spills again](HeldBytes::spills_again), and past the budget the transactions that hold most, until half of it is free.
     ///
     /// # Errors
     /// As [`HeldBytes::spill`].
     pub async fn make_room(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.spills_again) {
+            let open = self.open.as_mut().map(|whole| &mut whole.held);
+            let all = self.streamed.values_mut().map(|streamed| &mut streamed.held).chain(open);
+            for held in all.filter(|held| held.spills_again()) {
+                self.memory -= held.memory_bytes();
+                held.spill(&mut self.space).await?;
+            }
+        }
+        if self.memory <= self.memory_limit {
+            return Ok(());
+        }
         while self.memory > self.memory_limit / 2 {
             let open = self.open.as_mut().map(|whole| &mut whole.held);
             let all = self.streamed.values_mut().map(|streamed| &mut streamed.held).chain(open);
@@ -293,6 +308,27 @@ mod tests {
         assert_eq!(assembler.memory_bytes(), before + 2 * UNDONE_BYTES as u64);
         assembler.stream_abort(ShortXid(9), ShortXid(9));
         assert_eq!((assembler.memory_bytes(), assembler.spilled_bytes()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_has_a_file_does_not_fill_the_budget_again() {
+        let (_folder, mut assembler) = assembler(32 << 20);
+        assembler.stream_start(ShortXid(8), true).unwrap();
+        let (mut message, mut after_first) = (0_u64, 0);
+        while message < 600 {
+            assembler.push_message(&[message as u8; 100_000]).unwrap();
+            if assembler.is_over_budget() {
+                assembler.make_room().await.unwrap();
+                assert_eq!(assembler.memory_bytes(), 0);
+            }
+            if assembler.spilled_bytes() > 0 {
+                after_first = after_first.max(assembler.memory_bytes());
+            }
+            message += 1;
+        }
+        assert!((1 << 20..4 << 20).contains(&after_first), "{after_first}");
+        assembler.stream_stop().unwrap();
+        assert_eq!(assembler.stream_commit(ShortXid(8)).unwrap().held.len(), 600 * 100_004);
     }
 
     #[test]

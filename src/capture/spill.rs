@@ -19,8 +19,11 @@ use crate::error::{Context, Error, Result};
 use crate::failpoint;
 use crate::task::ended_early;
 
-/// A chunk of memory is closed at this size: no copying as it grows further, and no more slack than this.
+/// A chunk of memory has this size when it is full: what is allocated is what is counted, but for the last chunk's slack.
 const CHUNK_BYTES: usize = 256 << 10;
+/// What has a file is written to it from this size on: a transaction that outgrew its memory once does not fill it again and again,
+/// and has next to nothing of it left when it commits and the apply workers need theirs.
+const SPILL_AGAIN_BYTES: usize = 4 << 20;
 /// Read back at once from a file.
 const READ_BYTES: usize = 512 << 10;
 
@@ -61,7 +64,7 @@ pub struct HeldBytes {
     file: Option<(Arc<File>, u64)>,
     chunks: Vec<Bytes>,
     chunk_bytes: usize,
-    current: BytesMut,
+    current: Vec<u8>,
     /// Counted, and not kept: the spill space was full.
     lost_bytes: u64,
 }
@@ -73,11 +76,26 @@ impl HeldBytes {
             self.lost_bytes += bytes.len() as u64;
             return;
         }
-        self.current.extend_from_slice(bytes);
-        if self.current.len() >= CHUNK_BYTES {
-            self.chunk_bytes += self.current.len();
-            self.chunks.push(std::mem::take(&mut self.current).freeze());
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(CHUNK_BYTES - self.current.len()));
+            let needed = self.current.len() + now.len();
+            if needed > self.current.capacity() {
+                // Doubled as a vector would be, and never beyond a chunk.
+                let capacity = needed.max(2 * self.current.capacity()).min(CHUNK_BYTES);
+                self.current.reserve_exact(capacity - self.current.len());
+            }
+            self.current.extend_from_slice(now);
+            if self.current.len() == CHUNK_BYTES {
+                self.close_chunk();
+            }
+            rest = later;
         }
+    }
+
+    fn close_chunk(&mut self) {
+        self.chunk_bytes += self.current.len();
+        self.chunks.push(std::mem::take(&mut self.current).into());
     }
 
     /// Everything pushed.
@@ -96,6 +114,12 @@ impl HeldBytes {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         self.chunk_bytes + self.current.len()
+    }
+
+    /// True when it has a file and enough beside it to be worth a write.
+    #[must_use]
+    pub fn spills_again(&self) -> bool {
+        self.file.is_some() && self.memory_bytes() >= SPILL_AGAIN_BYTES
     }
 
     /// Bytes in the file.
@@ -131,7 +155,7 @@ impl HeldBytes {
             return Ok(());
         }
         let mut chunks = std::mem::take(&mut self.chunks);
-        chunks.push(std::mem::take(&mut self.current).freeze());
+        chunks.push(std::mem::take(&mut self.current).into());
         self.chunk_bytes = 0;
         let (file, written) = match self.file.take() {
             Some(found) => found,
@@ -156,15 +180,14 @@ impl HeldBytes {
         self.file = None;
         self.chunks = Vec::new();
         self.chunk_bytes = 0;
-        self.current = BytesMut::new();
+        self.current = Vec::new();
     }
 
     /// Reads everything from the beginning; nothing more is pushed meanwhile.
     #[must_use]
     pub fn reader(&mut self) -> HeldReader {
         if !self.current.is_empty() {
-            self.chunk_bytes += self.current.len();
-            self.chunks.push(std::mem::take(&mut self.current).freeze());
+            self.close_chunk();
         }
         let memory = self.chunks.clone().into_iter();
         HeldReader { file: self.file.clone(), at: 0, memory }
@@ -243,6 +266,21 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path().join("shop")).unwrap().count(), 0, "the file has no name");
         held.release(&mut space);
         assert_eq!(space.used_bytes(), 0);
+    }
+
+    /// As an allocator sees it: bytes allocated, not bytes used.
+    #[test]
+    fn allocates_what_it_counts() {
+        for piece in [1, 77, 3004, 100_000, 300_000, 1 << 20] {
+            let mut held = HeldBytes::default();
+            for _ in 0..(3 << 20) / piece {
+                held.push(&vec![7; piece]);
+                assert!(held.current.capacity() <= CHUNK_BYTES.min(2 * held.current.len().max(piece)), "pieces of {piece}");
+            }
+            assert!(held.chunks.iter().all(|chunk| chunk.len() == CHUNK_BYTES));
+            let allocated: Vec<_> = held.chunks.into_iter().map(|chunk| Vec::from(chunk).capacity()).collect();
+            assert!(!allocated.is_empty() && allocated.iter().all(|capacity| *capacity == CHUNK_BYTES), "pieces of {piece}");
+        }
     }
 
     #[tokio::test]
