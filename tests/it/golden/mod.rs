@@ -1,11 +1,12 @@
 //! Records and queue files as released versions wrote them: every later version reads them, and reads the same (fault 36).
 //!
 //! `tests/golden/v1/NAME.bin` is a record, `NAME.json` what it says, or `{"error": …}` for what a reader of version 1 must refuse.
-//! `tests/golden/v1/queue/` is a folder of the embedded queue. Files are added, never changed: `cargo test --test it -- --ignored
+//! `tests/golden/v1/queue/` is a folder of the embedded queue, `tests/golden/v1/pair/` a whole pair (`pair.rs`). Files are added, never changed: `cargo test --test it -- --ignored
 //! write_the_corpus` writes those that are missing.
 
 mod describe;
 mod examples;
+mod pair;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
