@@ -85,28 +85,28 @@ macro_rules! halt_codes {
 halt_codes! {
     SlotMissing = "slot_missing", false,
         "The source no longer has the replication slot that this stream reads. Changes since then cannot be read, so the replica would miss rows.",
-        "Find out who dropped it: the daemon itself past retain_max_bytes where on_retain_limit is drop_slot, a failover without slot synchronisation, a cleanup. Then start over: stop the daemon, `millstream teardown`, `millstream init`, start it; the tables are copied again.";
+        "Find out who dropped it: the daemon itself past retain_max_bytes where on_retain_limit is drop_slot, a failover without slot synchronisation, a cleanup. Then start over: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it; the tables are copied again.";
     SlotInvalidated = "slot_invalidated", false,
         "The source invalidated the slot, because it retained more WAL than max_slot_wal_keep_size allows, or its rows were removed. Changes are lost to the stream.",
-        "Raise max_slot_wal_keep_size or retain_max_bytes to the longest outage to survive, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "Raise max_slot_wal_keep_size or retain_max_bytes to the longest outage to survive, then copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     SlotAhead = "slot_ahead", false,
         "The slot's confirmed_flush_lsn lies beyond the end of the queue: somebody else consumed from it, it was made anew, or the queue lost its tail. The changes between are lost to the stream.",
-        "Make sure that nothing else reads the slot and that the queue's storage is sound, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "Make sure that nothing else reads the slot and that the queue's storage is sound, then copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     SlotUnknown = "slot_unknown", false,
         "A slot of this name exists on the source, but the queue has no record of having made it. Its start cannot be trusted.",
-        "If the queue was emptied or changed by mistake, point [queue] url back to it. Otherwise stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "If the queue was emptied or changed by mistake, point [queue] url back to it. Otherwise stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     HistoryChanged = "history_changed", false,
         "Behind the source's address is another history: another cluster, a restored one, or a promoted server that left the old timeline before the queue's end. Positions of one history mean nothing in another.",
-        "If the address is wrong, mend it. If the source was really restored or lost changes at a failover, the replica has rows that the source lost: copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "If the address is wrong, mend it. If the source was really restored or lost changes at a failover, the replica has rows that the source lost: copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     QueueLost = "queue_lost", false,
         "The queue no longer holds the record that the replica's ledger names: the topic was deleted or recreated, retention passed the reader, or another queue is behind the address.",
-        "If [queue] url points to the wrong place, mend it. On Kafka set retention.ms=-1 and retention.bytes=-1 (`millstream check` prints the command). Then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "If [queue] url points to the wrong place, mend it. On Kafka set retention.ms=-1 and retention.bytes=-1 (`millstream check` prints the command). Then copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     QueueGap = "queue_gap", false,
         "Record numbers in the queue are not contiguous: records between two others are missing, as after an unclean leader election. What they held is lost.",
-        "On Kafka use replication.factor >= 3, min.insync.replicas >= 2 and unclean.leader.election.enable=false. Then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "On Kafka use replication.factor >= 3, min.insync.replicas >= 2 and unclean.leader.election.enable=false. Then copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     QueueCorrupt = "queue_corrupt", false,
         "A record in the queue does not match its checksum. It is not read past.",
-        "Check the disk or the broker's storage. If the record can be restored from a good copy, put it back and restart; otherwise copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "Check the disk or the broker's storage. If the record can be restored from a good copy, put it back and restart; otherwise copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     QueueDenied = "queue_denied", true,
         "Kafka refused the connection, the user, the password or a right.",
         "Run `millstream check`: it prints the kafka-acls.sh command. Mend the sasl.* and ssl.* properties under [queue.kafka] where they are wrong. The daemon goes on by itself after that.";
@@ -130,7 +130,7 @@ halt_codes! {
         "Run `millstream check`: it prints the statement. The daemon goes on by itself after that.";
     PublicationAltered = "publication_altered", false,
         "Somebody altered the publication that this stream reads, or made it anew. PostgreSQL judges each change by the publication as it stood then: what it left out meanwhile is in no log, and putting the publication back brings none of it.",
-        "Find out who altered it, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "Find out who altered it, then copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     SourceDenied = "source_denied", true,
         "The source refused the connection, the password or a right.",
         "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that; a password file is read again for every connection; a variable and a systemd credential are taken at the daemon's next start (systemctl restart millstream).";
@@ -154,16 +154,16 @@ halt_codes! {
         "Take away what stands in the way, or make the change that the message names by hand on the replica: what is there already is not made twice. Only a table's owner may change it. The daemon tries again by itself.";
     TableRewritten = "table_rewritten", false,
         "The source wrote a table's rows anew (a type changed that is stored otherwise, a default that is not constant). What they became is not in the log.",
-        "Copy again: stop the daemon, `millstream teardown`, `millstream init`, start it; `init` says what to change where the replica's table does not fit.";
+        "Copy the table again: `millstream table recopy REPLICA TABLE`. Where that is refused it says why, and what to do.";
     SchemaChangeUnknown = "schema_change_unknown", false,
         "The source's event trigger saw that the schema changes, and failed to say how; the message has its error. Going on might miss the change.",
-        "Mend the cause, then copy again: stop the daemon, `millstream teardown`, `millstream init`, start it; `init` says what to change where the replica's table does not fit.";
+        "Mend the cause, then copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it; `init` says what to change where the replica's table does not fit.";
     LedgerDamaged = "ledger_damaged", false,
         "The ledger in the replica is missing, was changed by hand, or belongs to another stream.",
-        "Restore the replica's millstream schema from the same moment as its tables, or copy again: stop the daemon, `millstream teardown`, `millstream init`, start it.";
+        "Restore the replica's millstream schema from the same moment as its tables, or copy again: stop the daemon, `millstream teardown`, empty the replicated tables on the replica (TRUNCATE), `millstream init`, start it.";
     Misconfigured = "misconfigured", true,
         "The configuration cannot work as it stands.",
-        "Mend the key that the message names and restart the daemon.";
+        "Mend what the message names: a key of the file (then `millstream reload`, or restart the daemon), or what a server lacks, which is noticed by itself.";
     Unexpected = "unexpected", true,
         "Something happened that Millstream has no rule for. Going on might be wrong, so it does not.",
         "Read the message; mend the cause if it names one. If it stays, report it with the log around it. The daemon tries again by itself.";

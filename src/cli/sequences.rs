@@ -17,7 +17,7 @@ Examples:
   millstream sequences reports               once nobody writes to the source, before applications write to the replica
   millstream sequences reports --json | jq -r '.[] | select(.outcome == \"left\") | .name'
 
-A sequence that is further on the replica than at the source stays. Needs both servers and no daemon.
+A sequence that is further on the replica than at the source stays. Needs both servers; a daemon may run beside it or not.
 Exits with 1 when one could not be carried.";
 
 /// Arguments of `millstream sequences`.

@@ -23,7 +23,7 @@ Examples:
   millstream status --watch
   millstream status --json | jq '.replicas.reports.lag_seconds'
 
-Exits with 0 when everything is live, 1 when something is halted, copying or late,
+Exits with 0 when everything is live, 1 when something is halted, paused, copying or late,
 3 when the daemon does not answer.";
 
 /// A status document is far smaller.

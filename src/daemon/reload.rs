@@ -89,15 +89,15 @@ impl Fleet {
         for name in &difference.replicas.removed {
             let source = self.config.replicas.get(name).map(|replica| replica.source.as_str()).unwrap_or_default();
             notes.push(format!(
-                "replica {name} is not applied to any more, and its place in the queue is kept, with everything from there on. Configured again, it goes on where it was; to give \
-                 it up: `millstream teardown --source {source} --consumer {name}`"
+                "replica {name} is not applied to any more. If its place in the queue was not given up before, it is kept, with everything from there on: configured again, it goes on where it \
+                 was; to give it up: `millstream teardown --source {source} --consumer {name}`"
             ));
         }
         notes.extend(difference.sources.added.iter().map(|name| {
             format!("source {name} is new here: `millstream init --source {name}` makes what it lacks, and it goes on by itself after that")
         }));
         notes.extend(difference.replicas.added.iter().map(|name| {
-            format!("replica {name} is new here: `millstream init --replica {name}` makes what it lacks, and it goes on by itself after that")
+            format!("replica {name} is new here: `millstream init --replica {name}` makes what it lacks, and it goes on by itself after that, or at once where it has a ledger and a place in the queue")
         }));
         for name in difference.replicas.changed.iter().filter(|(_, keys)| keys.contains_key("source")).map(|(name, _)| name) {
             let source = self.config.replicas.get(name).map(|replica| replica.source.as_str()).unwrap_or_default();

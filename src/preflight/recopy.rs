@@ -58,7 +58,7 @@ pub async fn ask(config: &ReplicaConfig, table: &TableName) -> Result<Verdict> {
     let note = if !rows::rows(&mut replica, name).await?.live {
         Some("it begins when the first copy of other tables is complete".to_owned())
     } else if lock::holder(&mut replica, name).await?.is_none() {
-        Some("nobody applies to this replica at the moment; it begins once a daemon does".to_owned())
+        Some("nobody applies to this replica at the moment (paused, between two attempts of a halt, or no daemon); it begins once somebody does".to_owned())
     } else {
         None
     };

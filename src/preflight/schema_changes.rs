@@ -137,6 +137,12 @@ impl State {
         self.published && self.enrolled.iter().any(|(name, patterns)| *name == self.publication && *patterns == self.wanted)
     }
 
+    /// The publication is enrolled, and with other patterns than those of the configuration.
+    #[must_use]
+    pub fn has_other_patterns(&self) -> bool {
+        self.published && !self.is_enrolled() && self.enrolled.iter().any(|(name, _)| *name == self.publication)
+    }
+
     /// Something is left of what this publication enrolled to.
     #[must_use]
     pub fn lingers(&self) -> bool {

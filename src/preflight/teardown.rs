@@ -75,7 +75,14 @@ pub async fn look(config: &Config, options: &TeardownOptions, report: Report<'_>
     let selected = select(config, options.source.as_deref(), options.replica.as_deref())?;
     match running::look(config, &selected, options.replica.is_none()).await? {
         Daemons::Working(who) => {
-            let stop = "stop that daemon first (systemctl stop millstream) and run teardown again; nothing was changed";
+            let stop = match &options.replica {
+                Some(name) => format!(
+                    "`millstream pause {name}` first, or stop that daemon (systemctl stop millstream), and run teardown again; nothing was changed"
+                ),
+                None => {
+                    "stop that daemon first (systemctl stop millstream) and run teardown again; nothing was changed".to_owned()
+                }
+            };
             who.into_iter().for_each(|who| report(Line::Refused(format!("{who}: {stop}"))));
             Ok(None)
         }

@@ -48,6 +48,13 @@ pub(super) async fn check(
         findings.warn(CHECK, format!("schema changes are not carried: {what}"), WHY, Some(remedy));
         return Ok(());
     }
+    if state.trouble().is_none() && begun && state.has_other_patterns() {
+        findings.keep_carrying();
+        let what = "schema changes are carried, and tables that are made join by the patterns that `init` found last, which are not those of the file";
+        let why = "a new table that only the file's patterns name stays out, and one that they no longer name comes in";
+        findings.warn(CHECK, what, why, Some(init()));
+        return Ok(());
+    }
     let missing = match state.trouble() {
         Some(trouble) => Some(trouble),
         None if !begun => None,
