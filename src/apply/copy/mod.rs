@@ -58,6 +58,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::apply::quarantine::Look;
 use crate::apply::{ApplyStatus, CatchUp, FirstCopy};
 use crate::capture::begin::publication_name;
 use crate::capture::heartbeat;
@@ -72,6 +73,7 @@ use crate::preflight::init::{publication, slot};
 use crate::replica::postgres::CHECK_CLIENT;
 use crate::replica::postgres::added;
 use crate::replica::postgres::ledger::{self, CopyState};
+use crate::replica::postgres::quarantine::account;
 
 use progress::Meter;
 pub use progress::{CopyPhase, CopyProgress};
@@ -360,6 +362,16 @@ impl FirstCopy for PostgresCopy {
             let asked = added::asked_again(&mut replica, &self.replica.name).await?;
             *self.looking.lock().await = Some(replica);
             Ok(!asked.is_empty())
+        })
+        .await
+    }
+
+    async fn quarantine(&self) -> Result<Look> {
+        within("looking for what is in quarantine", async {
+            let mut replica = self.take_look().await?;
+            let found = account::look(&mut replica, &self.replica.name, account::SHOWN_KEYS).await?;
+            *self.looking.lock().await = Some(replica);
+            Ok(found)
         })
         .await
     }

@@ -44,6 +44,7 @@ pub(crate) mod members;
 pub mod modifier;
 pub mod plan;
 mod prepare;
+pub mod quarantine;
 mod replica;
 pub mod statement;
 pub mod tables;
