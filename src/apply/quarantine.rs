@@ -2,6 +2,8 @@
 //!
 //! How they come there and go is the replica's business ([`crate::replica::postgres::quarantine`]).
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// What became of such a transaction.
@@ -15,8 +17,10 @@ pub enum KeptState {
     Applied,
     /// `clear` dropped it, never applied.
     Cleared,
-    /// Every table of it was copied again since.
+    /// Every table of it was copied again since, or is gone.
     Cured,
+    /// Every table of it was dropped, or left the replica.
+    Dropped,
 }
 
 impl KeptState {
@@ -28,13 +32,14 @@ impl KeptState {
             Self::Applied => "applied",
             Self::Cleared => "cleared",
             Self::Cured => "cured",
+            Self::Dropped => "dropped",
         }
     }
 
     /// From that.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Kept, Self::Applied, Self::Cleared, Self::Cured].into_iter().find(|state| state.as_str() == text)
+        [Self::Kept, Self::Applied, Self::Cleared, Self::Cured, Self::Dropped].into_iter().find(|state| state.as_str() == text)
     }
 
     /// The replica lacks what it did.
@@ -62,6 +67,8 @@ pub struct KeptTable {
     pub whole: Option<String>,
     /// When it was copied again since; RFC 3339.
     pub cured_at: Option<String>,
+    /// When it was dropped since, or left the replica; RFC 3339.
+    pub dropped_at: Option<String>,
 }
 
 /// The account of one transaction.
@@ -86,7 +93,7 @@ pub struct Account {
     pub state: KeptState,
     /// When it was kept; RFC 3339.
     pub kept_at: String,
-    /// When it was applied, cleared or cured; RFC 3339.
+    /// When it was applied or cleared, or its tables were cured or dropped; RFC 3339.
     pub ended_at: Option<String>,
     /// Its tables.
     pub tables: Vec<KeptTable>,
@@ -118,7 +125,7 @@ impl Quarantine {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     /// What there is.
-    pub quarantine: Quarantine,
+    pub quarantine: Arc<Quarantine>,
     /// What the replica stands at is to be tried at once: somebody ordered it to be kept, or took away what was in its way.
     pub due: bool,
 }

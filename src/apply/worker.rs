@@ -249,8 +249,10 @@ async fn look_at_quarantine(copy: &dyn FirstCopy, added: bool, status: &watch::S
     match copy.quarantine().await {
         Ok(look) => {
             status.send_if_modified(|status| {
-                let changes = status.quarantine.as_ref() != Some(&look.quarantine);
-                status.quarantine = Some(look.quarantine);
+                let changes = status.quarantine.as_ref() != Some(&*look.quarantine);
+                if changes {
+                    status.quarantine = Some((*look.quarantine).clone());
+                }
                 changes
             });
             look.due

@@ -10,7 +10,7 @@ use crate::apply::quarantine::{Account, KeptState, KeptTable, Quarantine};
 use crate::config::{Config, ReplicaConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Cell, Change, Position, Row, SchemaId};
-use crate::replica::postgres::quarantine::command::{self, Added, Done, Each};
+use crate::replica::postgres::quarantine::command::{self, Added, Done};
 
 /// For `--help`.
 pub const EXAMPLE: &str = "\
@@ -197,6 +197,9 @@ pub(super) fn table_line(table: &KeptTable) -> String {
     if let Some(at) = &table.cured_at {
         text.push_str(&format!("; copied again at {at}"));
     }
+    if let Some(at) = &table.dropped_at {
+        text.push_str(&format!("; gone since {at}"));
+    }
     text
 }
 
@@ -210,7 +213,7 @@ fn shown(value: &str) -> String {
 
 async fn show(replica: &ReplicaConfig, one: &One, values: bool) -> Result<Exit> {
     let name = &one.replica;
-    let Some(account) = command::show(replica, one.position, None).await? else {
+    let Some(mut shown) = command::show(replica, one.position).await? else {
         let message = format!("replica {name} has no transaction at {} in quarantine", one.position);
         print_line(&if one.json { json!({ "replica": name, "account": null }).to_string() } else { message })?;
         return Ok(Exit::Bad);
@@ -221,13 +224,15 @@ async fn show(replica: &ReplicaConfig, one: &One, values: bool) -> Result<Exit> 
             all.extend(changes.iter().map(|change| described(change, schemas)));
             Ok(())
         };
-        let each: Each<'_> = &mut each;
-        command::show(replica, one.position, values.then_some(each)).await?;
+        if values {
+            shown.changes(&mut each).await?;
+        }
         let changes = values.then_some(all);
-        print_line(&json!({ "replica": name, "account": account, "changes": changes }).to_string())?;
+        print_line(&json!({ "replica": name, "account": shown.account, "changes": changes }).to_string())?;
         return Ok(Exit::Good);
     }
-    print_line(&line(&account))?;
+    let account = &shown.account;
+    print_line(&line(account))?;
     print_line(&format!("  why: {}", account.reason))?;
     for table in &account.tables {
         print_line(&format!("  {}", table_line(table)))?;
@@ -243,7 +248,7 @@ async fn show(replica: &ReplicaConfig, one: &One, values: bool) -> Result<Exit> 
                 print_line(&format!("  {number}: {}", described(change, schemas)))
             })
         };
-        command::show(replica, one.position, Some(&mut each)).await?;
+        shown.changes(&mut each).await?;
     }
     Ok(Exit::Good)
 }

@@ -12,7 +12,7 @@ use crate::failpoint;
 use crate::postgres::sql::{Side, classify, quote_table};
 use crate::replica::postgres::ledger::{CopyState, hold_epoch, identity_of, whole};
 use crate::replica::postgres::members::replaced_while_copied;
-use crate::replica::postgres::quarantine::command::cure;
+use crate::replica::postgres::quarantine::ended::cure;
 
 /// What is left to do once the replay has passed the last snapshot.
 pub(super) struct Finish {

@@ -93,6 +93,8 @@ pub struct PostgresCopy {
     meter: Meter,
     /// Looks for tables to copy, every second.
     looking: tokio::sync::Mutex<Option<PgConnection>>,
+    /// What the last look saw of quarantine.
+    seen: tokio::sync::Mutex<account::Seen>,
 }
 
 /// Work for between two replays.
@@ -109,7 +111,17 @@ impl PostgresCopy {
     #[must_use]
     pub fn new(source: SourceConfig, replica: ReplicaConfig) -> (Arc<Self>, watch::Receiver<CopyProgress>) {
         let (meter, receiver) = Meter::new(source.copy_max_bytes_per_second);
-        (Arc::new(Self { source, replica, todo: Arc::default(), meter, looking: tokio::sync::Mutex::default() }), receiver)
+        (
+            Arc::new(Self {
+                source,
+                replica,
+                todo: Arc::default(),
+                meter,
+                looking: tokio::sync::Mutex::default(),
+                seen: tokio::sync::Mutex::default(),
+            }),
+            receiver,
+        )
     }
 
     async fn replica(&self) -> Result<PgConnection> {
@@ -369,7 +381,8 @@ impl FirstCopy for PostgresCopy {
     async fn quarantine(&self) -> Result<Look> {
         within("looking for what is in quarantine", async {
             let mut replica = self.take_look().await?;
-            let found = account::look(&mut replica, &self.replica.name, account::SHOWN_KEYS).await?;
+            let found =
+                account::look(&mut replica, &self.replica.name, account::SHOWN_KEYS, &mut *self.seen.lock().await).await?;
             *self.looking.lock().await = Some(replica);
             Ok(found)
         })
@@ -380,7 +393,14 @@ impl FirstCopy for PostgresCopy {
         let mut replica = self.replica.clone();
         replica.name = ledger::added(&self.replica.name);
         let (source, meter) = (self.source.clone(), self.meter.behind(others));
-        Arc::new(Self { source, replica, todo: Arc::default(), meter, looking: tokio::sync::Mutex::default() })
+        Arc::new(Self {
+            source,
+            replica,
+            todo: Arc::default(),
+            meter,
+            looking: tokio::sync::Mutex::default(),
+            seen: tokio::sync::Mutex::default(),
+        })
     }
 
     async fn is_apart(&self) -> Result<bool> {

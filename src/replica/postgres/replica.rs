@@ -222,7 +222,7 @@ impl PostgresReplica {
         }
         self.prepare(changes, schemas).await?;
         let changes = &*self.kept(changes);
-        self.check_quarantine(changes).await?;
+        self.check_quarantine(changes, false).await?;
         let mut mode = self.mode(changes, false);
         if way == Way::OneByOne {
             mode.style = Style::OneByOne;
@@ -252,7 +252,7 @@ impl PostgresReplica {
             }
             self.prepare(section, schemas).await?;
             let rows = &*self.kept(section);
-            self.check_quarantine(rows).await?;
+            self.check_quarantine(rows, origin).await?;
             let mut mode = self.mode(rows, origin);
             if way == Way::OneByOne {
                 mode.style = Style::OneByOne;
@@ -290,12 +290,13 @@ impl PostgresReplica {
         self.prepare(changes, schemas).await?;
         let seen = changes.len() as u64;
         let changes = &*self.kept(changes);
-        self.check_quarantine(changes).await?;
         let (origin, before) = self.large.as_ref().map_or((false, 0), |large| (large.origin, large.changes));
+        self.check_quarantine(changes, origin).await?;
         let mut mode = self.mode(changes, origin);
         self.under_origin(mode, origin).await?;
         within(SHORT_WAIT, "setting a savepoint", self.connection.execute("SAVEPOINT piece")).await?;
         let work = plan::plan(changes, &self.tables, mode.style)?;
+        let mut patient = false;
         match carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, Way::Usual).await {
             Err(error) if errors::concerns_rows(&error) || errors::is_canceled(&error) => {
                 drop(work);
@@ -307,6 +308,7 @@ impl PostgresReplica {
                 self.under_origin(mode, before_it).await?;
                 let way = if errors::is_canceled(&error) {
                     within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
+                    patient = true;
                     Way::Patient
                 } else {
                     mode.style = Style::OneByOne;
@@ -319,6 +321,10 @@ impl PostgresReplica {
                     .at(|| format!("piece behind change {before}"))?;
             }
             done => done?,
+        }
+        if patient {
+            // The client waits no longer than this for the next piece.
+            within(SHORT_WAIT, "allowing the usual time", self.connection.execute(USUAL_TIME)).await?;
         }
         failpoint::hit("apply.piece")?;
         within(SHORT_WAIT, "ending a savepoint", self.connection.execute("RELEASE SAVEPOINT piece")).await?;
@@ -341,7 +347,6 @@ impl PostgresReplica {
     pub(super) async fn begin_retry(&mut self, header: &Arc<TransactionHeader>) -> Result<()> {
         self.begin_plainly().await?;
         self.epoch = ledger::hold(&mut self.connection, &self.name).await?;
-        within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
         self.large = Some(Large { header: Arc::clone(header), origin: false, changes: 0, keeper: None });
         self.retrying = true;
         Ok(())
@@ -368,6 +373,8 @@ fn sections(changes: &[Change]) -> impl Iterator<Item = &[Change]> {
 
 /// For the rest of the transaction; the client's own deadline is a little later.
 const PATIENT: &str = "SET LOCAL statement_timeout = '30min'";
+/// As for every other statement of an applier.
+const USUAL_TIME: &str = "SET LOCAL statement_timeout = '120s'";
 /// For the rest of the transaction: constraints that the replica role would switch off are checked at COMMIT.
 const UNDER_ORIGIN: &str = "SET LOCAL session_replication_role = origin; SET CONSTRAINTS ALL DEFERRED";
 /// Foreign keys are enforced: those that the source could put off to its COMMIT are put off here as well.

@@ -104,3 +104,89 @@ async fn an_ordinary_role_keeps_and_applies_as_well_and_a_child_of_a_missing_row
     assert_eq!(rig.rows("SELECT (SELECT count(*) FROM item), (SELECT count(*) FROM part)").await, "1|1");
     rig.stop().await;
 }
+
+/// Foreign keys are enforced: a parent that goes would take the row with it, and what is kept of that would have no row to change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_whose_rows_take_kept_rows_with_them_halts() {
+    let mut rig = Rig::new(&format!(
+        "CREATE TABLE owner (id int PRIMARY KEY, n int); {ITEM}; \
+         ALTER TABLE item ADD COLUMN owner int REFERENCES owner ON DELETE CASCADE ON UPDATE CASCADE"
+    ))
+    .await;
+    rig.as_ordinary_role().await;
+    let (o, t) = (rig.table("owner").await, rig.table("item").await);
+    rig.log.transaction(vec![insert(&o, &[v("1"), v("1")]), insert(&o, &[v("2"), v("1")])]).await;
+    rig.log.transaction(vec![insert(&t, &[v("7"), v("x"), v("1"), v("1")])]).await;
+    let poison = rig.log.transaction(vec![update(&t, &[v("7"), v("x"), v("5000"), v("2")])]).await;
+    // What leaves the key as it is takes nothing with it.
+    let harmless = rig.log.transaction(vec![update(&o, &[v("1"), v("9")])]).await;
+    rig.start();
+    rig.halted("replica_constraint").await;
+    ordered(&rig, poison).await;
+    rig.applied(harmless).await;
+    let deleted = rig.log.transaction(vec![delete(&o, &[v("1"), NULL])]).await;
+    rig.log.flush().await;
+    let message = rig.halted("quarantined_key").await;
+    assert!(message.contains(&poison.to_string()) && message.contains("foreign keys"), "{message}");
+    assert_eq!(rig.rows("SELECT id, owner FROM item").await, "7|1");
+    rig.replica.execute(NOT_SMALL).await;
+    assert_eq!(command::retry(&rig.config).await.unwrap(), Done::Done(vec![(poison.to_string(), 1)]));
+    rig.applied(deleted).await;
+    assert_eq!(rig.rows("SELECT id, n, owner FROM item").await, "7|5000|2");
+    rig.stop().await;
+}
+
+/// A client that is gone holds the ledger's row no longer than it takes to see that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_is_interrupted_leaves_no_session_behind() {
+    let mut rig = Rig::new(ITEM).await;
+    let t = rig.table("item").await;
+    let poison = rig.log.transaction(vec![insert(&t, &[v("7"), v("poison"), v("5000")])]).await;
+    let end = rig.log.transaction(vec![insert(&t, &[v("8"), v("after"), v("1")])]).await;
+    rig.start();
+    rig.halted("replica_constraint").await;
+    ordered(&rig, poison).await;
+    rig.applied(end).await;
+    rig.replica
+        .execute(&format!(
+            "{NOT_SMALL}; CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(600); RETURN new; END'; \
+             CREATE TRIGGER slow BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION slow(); ALTER TABLE item ENABLE ALWAYS TRIGGER slow"
+        ))
+        .await;
+    let config = rig.config.clone();
+    let retry = tokio::spawn(async move { command::retry(&config).await });
+    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    crate::support::wait::until("it to write", super::rig::WAIT, async || rig.rows(sleeping).await == "1").await;
+    retry.abort();
+    crate::support::wait::until("its session to end", super::rig::WAIT, async || rig.rows(sleeping).await == "0").await;
+    rig.replica.execute("DROP TRIGGER slow ON item").await;
+    assert_eq!(command::retry(&rig.config).await.unwrap(), Done::Done(vec![(poison.to_string(), 1)]));
+    assert_eq!(rig.rows("SELECT count(*) FROM item").await, "2");
+    rig.stop().await;
+}
+
+/// What stood in the way of keeping a transaction is looked at anew each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_table_goes_live_can_be_kept_then() {
+    let mut rig = Rig::new(ITEM).await;
+    let t = rig.table("item").await;
+    rig.replica.execute("UPDATE millstream.copied_table SET state = 'catching_up'").await;
+    let poison = rig.log.transaction(vec![insert(&t, &[v("7"), v("poison"), v("5000")])]).await;
+    rig.start();
+    rig.halted("replica_constraint").await;
+    match command::add(&rig.config, poison).await.unwrap() {
+        Added::Refused(why) => assert!(why.contains("is not complete"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    rig.stop().await;
+    rig.replica.execute("UPDATE millstream.copied_table SET state = 'live'").await;
+    rig.start();
+    crate::support::wait::until("it to be seen", super::rig::WAIT, async || {
+        rig.rows("SELECT cannot_be_kept IS NULL FROM millstream.refused").await == "t"
+    })
+    .await;
+    ordered(&rig, poison).await;
+    rig.applied(poison).await;
+    assert_eq!(rig.rows("SELECT state FROM millstream.quarantine").await, "kept");
+    rig.stop().await;
+}

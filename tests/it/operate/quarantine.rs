@@ -397,6 +397,130 @@ async fn what_cannot_be_kept_is_refused_with_the_reason() {
     assert_eq!(pair.replica.value("SELECT filled FROM t WHERE id = 60").await, "1");
 }
 
+/// A renaming that was carried since, and two tables that changed names: what is kept goes where its table is now.
+#[tokio::test(flavor = "multi_thread")]
+async fn retry_follows_tables_that_were_renamed_since() {
+    let pair = Pair::new(TABLES).await;
+    let _daemon = pair.start().await;
+    pair.replica.execute(SMALL).await;
+    pair.source.execute("BEGIN; UPDATE u SET n = 7 WHERE a = 3; INSERT INTO t VALUES (21, 'x', 5000); COMMIT").await;
+    let (position, _) = pair.halted("replica_constraint", "").await;
+    pair.keep(&position).await;
+    pair.source.execute("ALTER TABLE t RENAME TO renamed").await;
+    pair.source.execute("INSERT INTO renamed VALUES (22, 'y', 5)").await;
+    pair.seen("SELECT count(*) FROM renamed WHERE id = 22", "1").await;
+    pair.replica.execute("ALTER TABLE renamed DROP CONSTRAINT small").await;
+    let done = pair.run(&["retry", "reports"]).await;
+    assert!(done.code == Some(0) && done.stdout.contains(&position), "{done:?}");
+    pair.equal().await;
+
+    pair.replica.execute("ALTER TABLE renamed ADD CONSTRAINT small CHECK (n < 1000) NOT VALID").await;
+    pair.source.execute("BEGIN; UPDATE u SET n = 8 WHERE a = 3; INSERT INTO renamed VALUES (31, 'x', 6000); COMMIT").await;
+    let (position, _) = pair.halted("replica_constraint", &position).await;
+    pair.keep(&position).await;
+    let swap =
+        "BEGIN; ALTER TABLE u RENAME TO aside; ALTER TABLE renamed RENAME TO u; ALTER TABLE aside RENAME TO renamed; COMMIT";
+    pair.source.execute(swap).await;
+    pair.source.execute("INSERT INTO u VALUES (32, 'y', 5)").await;
+    pair.seen("SELECT count(*) FROM pg_attribute WHERE attrelid = 'u'::regclass AND attname = 'id'", "1").await;
+    pair.seen("SELECT count(*) FROM u WHERE n = 5 AND v = 'y'", "2").await;
+    pair.replica.execute("ALTER TABLE u DROP CONSTRAINT small").await;
+    let done = pair.run(&["retry", "reports"]).await;
+    assert!(done.code == Some(0) && done.stdout.contains(&position), "{done:?}");
+    pair.equal().await;
+    pair.site.ready(CATCH_UP).await;
+}
+
+/// What a transaction did to a table that is gone nobody sees; the rest of it, and of the account, goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_dropped_ends_its_part_and_retry_applies_the_rest() {
+    let pair = Pair::new(&format!("{TABLES}; CREATE TABLE w (id int PRIMARY KEY, n int NOT NULL)")).await;
+    let _daemon = pair.start().await;
+    pair.replica.execute(SMALL).await;
+    pair.source.execute("BEGIN; UPDATE u SET n = 7 WHERE a = 3; INSERT INTO t VALUES (21, 'x', 5000); COMMIT").await;
+    let (position, _) = pair.halted("replica_constraint", "").await;
+    pair.keep(&position).await;
+    pair.source.execute("INSERT INTO t VALUES (22, 'x', 5000)").await;
+    let (second, _) = pair.halted("replica_constraint", &position).await;
+    pair.keep(&second).await;
+    pair.source.execute("DROP TABLE t").await;
+    pair.seen("SELECT to_regclass('public.t') IS NULL", "t").await;
+    // One that had nothing but the table is over.
+    assert_eq!(pair.states().await, "kept dropped");
+    assert_eq!(pair.replica.value("SELECT count(DISTINCT ordinal) FROM millstream.quarantined_piece").await, "1");
+    let status = shows(&pair.site, "/replicas/reports/quarantine/transactions/1/state", "dropped").await;
+    let tables = &status["replicas"]["reports"]["quarantine"]["transactions"][0]["tables"];
+    assert!(tables[0]["dropped_at"].is_string() && tables[1]["dropped_at"].is_null(), "{tables}");
+    let done = pair.run(&["retry", "reports"]).await;
+    assert!(done.code == Some(0) && done.stdout.contains(&format!("the transaction at {position}, 1 change")), "{done:?}");
+    assert_eq!(pair.states().await, "applied dropped");
+    pair.equal().await;
+    pair.site.ready(CATCH_UP).await;
+}
+
+/// A schema change that only what is kept stands in the way of says so, and what it says works.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_change_that_is_refused_for_what_is_kept_names_it() {
+    let pair = Pair::new(TABLES).await;
+    pair.source.execute("UPDATE t SET v = NULL WHERE id = 3").await;
+    let _daemon = pair.start().await;
+    pair.replica.execute(SMALL).await;
+    pair.source.execute("UPDATE t SET v = 'filled', n = 5000 WHERE id = 3").await;
+    let (position, _) = pair.halted("replica_constraint", "").await;
+    pair.keep(&position).await;
+    pair.source.execute("ALTER TABLE t ALTER COLUMN v SET NOT NULL").await;
+    let (_, error) = pair.halted("schema_change_refused", &position).await;
+    assert!(error.contains(&position) && error.contains("`millstream quarantine retry reports` first"), "{error}");
+    pair.replica.execute(NOT_SMALL).await;
+    let done = pair.run(&["retry", "reports"]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    pair.seen("SELECT attnotnull FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'v'", "t").await;
+    pair.equal().await;
+    pair.site.ready(CATCH_UP).await;
+}
+
+/// The refusal quotes a key that the replica cannot store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_the_replicas_encoding_lacks_is_kept() {
+    let (source, server) = (shared().await.new_database().await, shared_replica().await);
+    let name = format!("latin_{:06x}", rand::random_range(0..0x00ff_ffff));
+    let create = format!("CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'");
+    server.database("postgres").execute(&create).await;
+    let replica = server.database(&name);
+    source.execute("CREATE TABLE t (v text PRIMARY KEY, n int NOT NULL)").await;
+    let site = Site::pair(&source, &replica);
+    site.must(&["init"]).await;
+    let pair = Pair { source, replica, site };
+    let _daemon = pair.start().await;
+    pair.source.execute("INSERT INTO t VALUES ('€', 1)").await;
+    pair.source.execute("INSERT INTO t VALUES ('ä', 2)").await;
+    let (position, _) = pair.halted("replica_constraint", "").await;
+    let answer = pair.keep(&position).await;
+    assert_eq!(answer["account"]["tables"][0]["keys"], serde_json::json!([["€"]]), "{answer}");
+    pair.seen("SELECT n FROM t WHERE v = 'ä'", "2").await;
+}
+
+/// Written by a later version, which this one cannot know.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_later_version_kept_is_left_alone() {
+    let pair = Pair::new(TABLES).await;
+    let _daemon = pair.start().await;
+    pair.replica.execute(SMALL).await;
+    pair.source.execute("INSERT INTO t VALUES (21, 'x', 5000)").await;
+    let (position, _) = pair.halted("replica_constraint", "").await;
+    pair.keep(&position).await;
+    pair.replica.execute(NOT_SMALL).await;
+    pair.replica.execute("UPDATE millstream.quarantine SET format = format + 1").await;
+    for order in [&["retry", "reports"][..], &["show", "reports", &position, "--values"]] {
+        let ended = pair.run(order).await;
+        assert!(ended.code != Some(0) && ended.stderr.contains("record format 2"), "{ended:?}");
+    }
+    assert_eq!(pair.states().await, "kept");
+    pair.replica.execute("UPDATE millstream.quarantine SET format = format - 1").await;
+    assert_eq!(pair.run(&["retry", "reports"]).await.code, Some(0));
+    pair.equal().await;
+}
+
 /// The daemon is killed before and behind the COMMIT of what is kept, the command before and behind that of `retry`.
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]

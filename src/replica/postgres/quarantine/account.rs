@@ -11,8 +11,8 @@ use super::keys::Key;
 use super::refusal::STANDS;
 use crate::apply::first_copy::Schemas;
 use crate::apply::quarantine::{Account, KeptState, KeptTable, Look, Quarantine};
-use crate::error::{Context, Error, Result};
-use crate::event::{Change, ChangeReader, SchemaId, TableSchema};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::{Change, ChangeReader, FORMAT_VERSION, SchemaId, TableSchema};
 use crate::halt::HaltCode;
 use crate::replica::postgres::errors::{SHORT_WAIT, within};
 use crate::replica::postgres::ledger::get;
@@ -22,20 +22,33 @@ pub const SHOWN_KEYS: i64 = 20;
 /// A time as RFC 3339, in UTC.
 const RFC3339: &str = "'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'";
 
+/// What a look saw. The next one reads the accounts only where they are others since.
+#[derive(Debug, Default)]
+pub struct Seen {
+    stamp: String,
+    quarantine: Arc<Quarantine>,
+}
+
 /// The accounts of a replica with so many keys of each table; and whether there is something to do at once.
 ///
 /// # Errors
 /// The server's; a halt with `ledger_damaged`.
-pub async fn look(connection: &mut PgConnection, name: &str, keys: i64) -> Result<Look> {
+pub async fn look(connection: &mut PgConnection, name: &str, keys: i64, seen: &mut Seen) -> Result<Look> {
+    // Accounts and their parts come and end, and nothing else of them changes.
     let sql = format!(
         "SELECT coalesce((SELECT {STANDS} AND (f.wake OR (f.ordered_at IS NOT NULL AND f.cannot_be_kept IS NULL)) \
            FROM millstream.refused f JOIN millstream.replica r ON r.name = f.replica WHERE f.replica = $1), false), \
-         EXISTS (SELECT FROM millstream.quarantine WHERE replica = $1)"
+         coalesce((SELECT pg_catalog.concat_ws(' ', pg_catalog.count(*), pg_catalog.max(q.kept_at), pg_catalog.max(q.ended_at), (SELECT pg_catalog.concat_ws(' ', \
+             pg_catalog.count(t.ended_at), pg_catalog.max(t.ended_at)) FROM millstream.quarantined_table t WHERE t.replica = $1)) \
+           FROM millstream.quarantine q WHERE q.replica = $1 HAVING pg_catalog.count(*) > 0), '')"
     );
-    let query = sqlx::query_as::<_, (bool, bool)>(AssertSqlSafe(sql)).bind(name);
-    let (due, some) = within(SHORT_WAIT, "looking for what is in quarantine", query.fetch_one(&mut *connection)).await?;
-    let quarantine = if some { read(connection, name, keys).await? } else { Quarantine::default() };
-    Ok(Look { quarantine, due })
+    let query = sqlx::query_as::<_, (bool, String)>(AssertSqlSafe(sql)).bind(name);
+    let (due, stamp) = within(SHORT_WAIT, "looking for what is in quarantine", query.fetch_one(&mut *connection)).await?;
+    if stamp != seen.stamp {
+        let quarantine = if stamp.is_empty() { Quarantine::default() } else { read(connection, name, keys).await? };
+        *seen = Seen { stamp, quarantine: Arc::new(quarantine) };
+    }
+    Ok(Look { quarantine: Arc::clone(&seen.quarantine), due })
 }
 
 /// The accounts of a replica, with so many keys of each table.
@@ -86,8 +99,7 @@ pub async fn read(connection: &mut PgConnection, name: &str, keys: i64) -> Resul
 async fn tables(connection: &mut PgConnection, name: &str, keys: i64) -> Result<HashMap<i64, Vec<KeptTable>>> {
     let sql = format!(
         "SELECT t.ordinal, t.source_oid, t.table_schema || '.' || t.table_name, t.changes, t.key_columns, t.whole, \
-           pg_catalog.to_char(t.cured_at AT TIME ZONE 'UTC', {RFC3339}), \
-           (SELECT pg_catalog.count(*) FROM millstream.quarantined_key k WHERE (k.replica, k.ordinal, k.source_oid) = (t.replica, t.ordinal, t.source_oid)), s.key \
+           pg_catalog.to_char(t.ended_at AT TIME ZONE 'UTC', {RFC3339}), t.key_count, s.key, t.ended \
          FROM millstream.quarantined_table t LEFT JOIN LATERAL (SELECT k.key FROM millstream.quarantined_key k \
            WHERE (k.replica, k.ordinal, k.source_oid) = (t.replica, t.ordinal, t.source_oid) ORDER BY k.key LIMIT $2) s ON true \
          WHERE t.replica = $1 ORDER BY t.ordinal, 3, t.source_oid, s.key"
@@ -101,6 +113,8 @@ async fn tables(connection: &mut PgConnection, name: &str, keys: i64) -> Result<
         let tables = all.entry(of.0).or_default();
         if last.replace(of) != Some(of) {
             let columns: Vec<String> = get(row, 4)?;
+            let (ended, ended_at): (Option<String>, Option<String>) = (get(row, 9)?, get(row, 6)?);
+            let at = |how: &str| ended_at.clone().filter(|_| ended.as_deref() == Some(how));
             tables.push(KeptTable {
                 table: get(row, 2)?,
                 changes: get::<i64>(row, 3)?.cast_unsigned(),
@@ -111,7 +125,8 @@ async fn tables(connection: &mut PgConnection, name: &str, keys: i64) -> Result<
                 keys: Vec::new(),
                 key_count: get::<i64>(row, 7)?.cast_unsigned(),
                 whole: get(row, 5)?,
-                cured_at: get(row, 6)?,
+                cured_at: at("cured"),
+                dropped_at: at("dropped"),
             });
         }
         if let (Some(key), Some(table)) = (get::<Option<Key>>(row, 8)?, tables.last_mut()) {
@@ -119,6 +134,19 @@ async fn tables(connection: &mut PgConnection, name: &str, keys: i64) -> Result<
         }
     }
     Ok(all)
+}
+
+/// What is kept of a transaction can be read.
+///
+/// # Errors
+/// [`ErrorKind::TooNew`]
+pub(super) fn is_readable(position: &str, format: i16) -> Result<()> {
+    if format <= i16::from(FORMAT_VERSION) {
+        return Ok(());
+    }
+    let message =
+        format!("the transaction at {position} was kept in record format {format}; this Millstream reads up to {FORMAT_VERSION}");
+    Err(Error::new(ErrorKind::TooNew, message))
 }
 
 /// The versions that a kept transaction's changes were made under.

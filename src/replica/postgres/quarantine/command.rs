@@ -16,7 +16,7 @@ use crate::postgres::sql::{Side, classify, connect};
 use crate::replica::postgres::errors::{SHORT_WAIT, within};
 use crate::replica::postgres::ledger::{self, get};
 use crate::replica::postgres::replica::PostgresReplica;
-use crate::replica::postgres::{APPLIER_SETTINGS, take_replica_role};
+use crate::replica::postgres::{set_up, take_replica_role};
 
 const APPLICATION: &str = "millstream quarantine";
 /// A daemon that works does what was ordered within a second or two.
@@ -156,42 +156,61 @@ pub async fn list(config: &ReplicaConfig) -> Result<Quarantine> {
     account::read(&mut open(config).await?, &config.name, account::SHOWN_KEYS).await
 }
 
-/// The account of one transaction with all its keys; its changes are given to `each`, piece by piece, where they are wanted and kept.
-///
-/// # Errors
-/// As [`add`]; those of `each`.
-pub async fn show(config: &ReplicaConfig, position: Position, mut each: Option<Each<'_>>) -> Result<Option<Account>> {
-    let (name, mut replica) = (&config.name, open(config).await?);
-    let wanted = position.to_string();
-    let quarantine = account::read(&mut replica, name, ALL_KEYS).await?;
-    let account = quarantine.transactions.into_iter().find(|account| account.position == wanted);
-    if let (Some(account), Some(each)) = (&account, &mut each)
-        && account.state == KeptState::Kept
-    {
-        let ordinal = ordinal(&mut replica, name, &wanted).await?;
-        let schemas = account::versions(&mut replica, name, ordinal).await?;
-        let mut number = 0;
-        while let Some(changes) = account::piece(&mut replica, name, ordinal, number).await? {
-            (*each)(&changes, &schemas)?;
-            number += 1;
-        }
-    }
-    Ok(account)
+/// One account with all its keys, and what is kept, as they are at one moment.
+pub struct Shown {
+    /// The account.
+    pub account: Account,
+    /// In a transaction.
+    replica: PgConnection,
+    name: String,
 }
 
-async fn ordinal(replica: &mut PgConnection, name: &str, position: &str) -> Result<i64> {
-    let query =
-        sqlx::query("SELECT ordinal FROM millstream.quarantine WHERE replica = $1 AND position = $2").bind(name).bind(position);
-    get(&within(SHORT_WAIT, "looking for a transaction", query.fetch_one(replica)).await?, 0)
+impl Shown {
+    /// The changes, piece by piece; none where they are kept no more.
+    ///
+    /// # Errors
+    /// As [`add`]; those of `each`; [`crate::ErrorKind::TooNew`] where a later version kept them.
+    pub async fn changes(&mut self, each: Each<'_>) -> Result<()> {
+        if self.account.state != KeptState::Kept {
+            return Ok(());
+        }
+        let Self { account, replica, name } = self;
+        let query = sqlx::query("SELECT ordinal, format FROM millstream.quarantine WHERE replica = $1 AND position = $2");
+        let query = query.bind(&*name).bind(&account.position);
+        let row = within(SHORT_WAIT, "looking for a transaction", query.fetch_one(&mut *replica)).await?;
+        let ordinal: i64 = get(&row, 0)?;
+        account::is_readable(&account.position, get(&row, 1)?)?;
+        let schemas = account::versions(replica, name, ordinal).await?;
+        let mut number = 0;
+        while let Some(changes) = account::piece(replica, name, ordinal, number).await? {
+            each(&changes, &schemas)?;
+            number += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The account of one transaction; `None` where there is none.
+///
+/// # Errors
+/// As [`add`].
+pub async fn show(config: &ReplicaConfig, position: Position) -> Result<Option<Shown>> {
+    let (name, mut replica) = (config.name.clone(), open(config).await?);
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    within(SHORT_WAIT, "BEGIN", replica.execute(begin)).await?;
+    let wanted = position.to_string();
+    let quarantine = account::read(&mut replica, &name, ALL_KEYS).await?;
+    let account = quarantine.transactions.into_iter().find(|account| account.position == wanted);
+    Ok(account.map(|account| Shown { account, replica, name }))
 }
 
 /// Applies everything that is kept, in one replica transaction.
 ///
 /// # Errors
-/// As [`add`]; [`crate::ErrorKind::Busy`] while the daemon writes for long.
+/// As [`add`]; [`crate::ErrorKind::Busy`] while the daemon writes for long; [`crate::ErrorKind::TooNew`] where a later version kept them.
 pub async fn retry(config: &ReplicaConfig) -> Result<Done> {
     let mut replica = open(config).await?;
-    within(SHORT_WAIT, "setting up the session", replica.execute(AssertSqlSafe(APPLIER_SETTINGS))).await?;
+    set_up(&mut replica, &config.name).await?;
     let row = ledger::load(&mut replica, &config.name).await?;
     let replica_role = take_replica_role(&mut replica).await?;
     let mut replica = PostgresReplica::new(replica, &row, replica_role);
@@ -233,31 +252,6 @@ pub async fn clear(config: &ReplicaConfig, position: Position) -> Result<Done> {
     wake(&mut transaction, name).await?;
     transaction.commit().await.map_err(fail)?;
     Ok(Done::Done(vec![(wanted, changes.cast_unsigned())]))
-}
-
-/// In the transaction that makes tables live whose copy is complete: they have what any transaction in quarantine did to them. `row` is the ledger's row
-/// that they are under.
-///
-/// # Errors
-/// The server's.
-pub(crate) async fn cure(transaction: &mut PgConnection, row: &str) -> Result<()> {
-    let whole = ledger::whole(row);
-    let tables = "UPDATE millstream.quarantined_table t SET cured_at = clock_timestamp() FROM millstream.copied_table c \
-         WHERE c.replica = $1 AND c.state = 'catching_up' AND t.replica = $2 AND t.cured_at IS NULL AND (t.source_oid = c.source_oid \
-           OR ((t.table_schema, t.table_name) = (c.table_schema, c.table_name) AND NOT EXISTS (SELECT FROM millstream.copied_table o \
-             WHERE o.source_oid = t.source_oid AND o.replica IN ($1, $2))))";
-    let query = sqlx::query(tables).bind(row).bind(whole);
-    within(SHORT_WAIT, "noting what was copied again", query.execute(&mut *transaction)).await?;
-    for sql in [
-        "UPDATE millstream.quarantine q SET state = 'cured', ended_at = clock_timestamp() WHERE q.replica = $1 AND q.state IN ('kept', 'cleared') \
-           AND NOT EXISTS (SELECT FROM millstream.quarantined_table t WHERE (t.replica, t.ordinal) = (q.replica, q.ordinal) AND t.cured_at IS NULL)",
-        "DELETE FROM millstream.quarantined_piece p USING millstream.quarantine q \
-         WHERE (p.replica, p.ordinal) = (q.replica, q.ordinal) AND q.replica = $1 AND q.state = 'cured'",
-    ] {
-        let query = sqlx::query(sql).bind(whole);
-        within(SHORT_WAIT, "noting what was copied again", query.execute(&mut *transaction)).await?;
-    }
-    Ok(())
 }
 
 fn fail(error: sqlx::Error) -> Error {

@@ -102,3 +102,22 @@ fn a_row_is_found_under_its_own_columns_and_a_table_whose_key_is_another_counts_
     let other = held(vec!["a pg_catalog.text".to_owned(), "c pg_catalog.text".to_owned()]);
     assert_eq!(other.by(&of("2", "x"), &t), Some((None, at("0/1"))));
 }
+
+#[test]
+fn a_parent_counts_where_foreign_keys_are_enforced_and_its_key_changes() {
+    let t = Arc::new(table(true, true));
+    let tables: Tables = [(SchemaId(1), Arc::clone(&t))].into_iter().collect();
+    let touched = |updates| Touched {
+        tables: HashMap::new(),
+        parents: HashMap::from([(t.relation, Parent { position: "0/1".to_owned(), updates })]),
+    };
+    let same = [update(None, [v("1"), v("x"), v("n")])];
+    let moved = [update(Some([v("1"), v("x"), Cell::Null]), [v("2"), v("x"), v("n")])];
+    let gone = [Change::Delete { table: SchemaId(1), old: OldImage::Key(row([v("1"), v("x"), Cell::Null])) }];
+    let made = [Change::Insert { table: SchemaId(1), new: row([v("1"), v("x"), v("n")]) }];
+    let halts = |updates, changes: &[Change]| touched(updates).check(changes, &tables, true).is_err();
+    assert_eq!([&same[..], &moved, &gone, &made].map(|changes| halts(Follow::None, changes)), [false, false, true, false]);
+    assert_eq!([&same[..], &moved, &gone, &made].map(|changes| halts(Follow::OfKey, changes)), [false, true, true, false]);
+    assert_eq!([&same[..], &moved, &gone, &made].map(|changes| halts(Follow::Any, changes)), [true, true, true, false]);
+    assert!(touched(Follow::Any).check(&gone, &tables, false).is_ok());
+}

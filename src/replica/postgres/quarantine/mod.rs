@@ -13,11 +13,12 @@
 //!     ▲                                                        └refused─► kept ──`retry`──────────────────► applied
 //!     └── a later one that changes a row of it ◄──────────────────────────┤  ──`clear`──────────────────► cleared ─┐
 //!                                                                         └──its tables copied again────► cured ◄─┘
+//!                                                         (dropped, where all its tables are gone)
 //! ```
 //!
 //! All of it is durable, in tables of the schema `millstream`: `refused` (one row for each replica: what it stands at), `quarantine` (the account, which stays),
 //! its tables and keys, and the pieces with the values, which go when it is over. In memory an applier has only the keys of what is kept
-//! ([`keys::Touched`]), read when it claims the replica and after any failure. They are never fewer than those of the ledger: only an applier adds to them,
+//! (`keys::Touched`), read when it claims the replica and after any failure. They are never fewer than those of the ledger: only an applier adds to them,
 //! and looks at the ledger again before it halts by them. While nothing is kept, that costs one query per session and nothing per batch.
 //!
 //! # What is refused
@@ -33,11 +34,13 @@
 //! Of each change the key that finds the row, of the old image and the new one, by the source's number of the table: a renamed table stays the same one.
 //! Keys are compared by their text, so a table counts as changed in every row (which only halts more) where text may differ and be equal to the
 //! server (numeric, citext, char(n), a nondeterministic collation, an enum, a domain, anything that is not [`super::catalog::CatalogColumn::exact`]),
-//! where it has no key, where the key's columns are others by now, past [`keep::MAX_KEYS`] keys, and after a TRUNCATE. A later TRUNCATE of a table with any key of a
+//! where it has no key, where the key's columns are others by now, past 10,000 keys, and after a TRUNCATE. A later TRUNCATE of a table with any key of a
 //! kept transaction halts as well. The check looks at the changes as the log has them, before they are merged or folded.
 //!
-//! A schema change of such a table is carried: it means the same for the rows that are there. Rows that refer to one that is missing are refused by the
-//! replica where it enforces foreign keys, and dangle until `retry` where it does not.
+//! A schema change of such a table is carried: it means the same for the rows that are there; refused, it names what is kept. Rows that refer to one that
+//! is missing are refused by the replica where it enforces foreign keys, and dangle until `retry` where it does not. Where it does, a later transaction counts
+//! as well that deletes a row, or changes a key, which a table of what is kept refers to with an action (CASCADE, SET NULL, SET DEFAULT), over any number of
+//! tables: whose rows those take with them only the replica knows.
 //!
 //! # `retry`
 //!
@@ -48,7 +51,9 @@
 //! - a table has other columns than it had (what an ALTER filled them with is not in what is kept),
 //! - a table is being copied again. Once it is live, it has what the transaction did: its changes are left out.
 //!
-//! All but the first are for `table recopy`, which cures what is kept and what was cleared of a table in the transaction that makes it live.
+//! All but the first are for `table recopy`, which cures what is kept and what was cleared of a table in the transaction that makes it live. The part of a
+//! table that the source dropped, or that left the replica, is left out as well (`ended`). Versions of tables are old by then: their rows go where the ledger
+//! has their table now, under whatever name.
 //!
 //! # `clear`
 //!
@@ -70,14 +75,16 @@
 //! in front of the transaction*: the queue would fill.
 
 pub mod account;
+mod applier;
 pub mod command;
+pub(crate) mod ended;
 mod keep;
 mod keys;
 mod refusal;
 mod retry;
 
 pub(super) use keep::Keeper;
-pub(super) use keys::Touched;
+pub(super) use keys::{Touched, kept_of};
 
 use crate::error::{Error, ErrorKind};
 use crate::halt::HaltCode;

@@ -15,8 +15,18 @@ pub(super) struct Refusal<'a> {
     pub(super) header: &'a TransactionHeader,
     pub(super) code: HaltCode,
     pub(super) message: String,
-    /// Why it cannot be kept, where that is known.
-    pub(super) cannot_be_kept: Option<&'a str>,
+    pub(super) keepable: Keepable<'a>,
+}
+
+/// Whether it can be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keepable<'a> {
+    /// Its end was not seen: what was known of it holds.
+    Unknown,
+    /// All of it was seen.
+    Yes,
+    /// Why not.
+    No(&'a str),
 }
 
 /// Notes it. An order about the same transaction stays, unless it cannot be kept.
@@ -38,7 +48,7 @@ async fn put(connection: &mut PgConnection, name: &str, refusal: &Refusal<'_>, m
          SELECT $1, $2, transactions, $3, $4, $5 FROM millstream.replica WHERE name = $1 \
          ON CONFLICT (replica) DO UPDATE SET position = excluded.position, transactions = excluded.transactions, code = excluded.code, \
            message = excluded.message, wake = false, confirmed = false, refused_at = clock_timestamp(), \
-           cannot_be_kept = coalesce(excluded.cannot_be_kept, CASE WHEN f.position = excluded.position THEN f.cannot_be_kept END), \
+           cannot_be_kept = CASE WHEN $6 AND f.position = excluded.position THEN f.cannot_be_kept ELSE excluded.cannot_be_kept END, \
            ordered_at = CASE WHEN f.position = excluded.position AND excluded.cannot_be_kept IS NULL AND f.cannot_be_kept IS NULL \
              THEN f.ordered_at END",
     )
@@ -46,7 +56,8 @@ async fn put(connection: &mut PgConnection, name: &str, refusal: &Refusal<'_>, m
     .bind(refusal.header.position.to_string())
     .bind(refusal.code.as_str())
     .bind(message)
-    .bind(refusal.cannot_be_kept);
+    .bind(if let Keepable::No(why) = refusal.keepable { Some(why) } else { None })
+    .bind(refusal.keepable == Keepable::Unknown);
     within(SHORT_WAIT, "noting what the replica refused", query.execute(connection)).await.map(drop)
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use super::{account, is_refusal, refusal};
+use super::{account, ended, is_refusal, refusal};
 use crate::apply::first_copy::Schemas;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Change, Lsn, Position, SchemaId, TransactionHeader, Xid};
@@ -30,8 +30,8 @@ struct Entry {
     ordinal: i64,
     header: Arc<TransactionHeader>,
     changes: u64,
-    /// The source's numbers of its tables that were copied again since.
-    cured: HashSet<u32>,
+    /// The source's numbers of its tables that were copied again since, or are gone.
+    over: HashSet<u32>,
 }
 
 /// Applies what is kept, on a session of its own.
@@ -56,6 +56,7 @@ async fn within_transaction(replica: &mut PostgresReplica) -> Result<Retried> {
         TransactionHeader { xid: Xid(0), position: Position::Lsn(Lsn(0)), commit_lsn: Lsn(0), commit_time_us: 0, origin: None };
     replica.begin_retry(&Arc::new(nobody)).await?;
     let name = replica.name.clone();
+    ended::forget_gone(&mut replica.connection, &name).await?;
     let entries = entries(&mut replica.connection, &name).await?;
     if let Some(why) = obstacle(&mut replica.connection, &name).await? {
         return Ok(Retried::Refused(why));
@@ -84,7 +85,7 @@ async fn within_transaction(replica: &mut PostgresReplica) -> Result<Retried> {
 async fn entries(connection: &mut PgConnection, name: &str) -> Result<Vec<Entry>> {
     let query = sqlx::query(
         "SELECT q.ordinal, q.position, q.xid, q.changes, ARRAY(SELECT t.source_oid FROM millstream.quarantined_table t \
-           WHERE (t.replica, t.ordinal) = (q.replica, q.ordinal) AND t.cured_at IS NOT NULL) \
+           WHERE (t.replica, t.ordinal) = (q.replica, q.ordinal) AND t.ended IS NOT NULL), q.format \
          FROM millstream.quarantine q WHERE q.replica = $1 AND q.state = 'kept' ORDER BY q.ordinal FOR UPDATE OF q",
     )
     .bind(name);
@@ -92,10 +93,11 @@ async fn entries(connection: &mut PgConnection, name: &str) -> Result<Vec<Entry>
     rows.iter()
         .map(|row| {
             let position: Position = get::<String>(row, 1)?.parse()?;
+            account::is_readable(&position.to_string(), get(row, 5)?)?;
             let xid = Xid(get::<i64>(row, 2)?.cast_unsigned());
             let header = TransactionHeader { xid, position, commit_lsn: position.lsn()?, commit_time_us: 0, origin: None };
-            let cured = get::<Vec<i64>>(row, 4)?.into_iter().filter_map(|number| u32::try_from(number).ok()).collect();
-            Ok(Entry { ordinal: get(row, 0)?, header: Arc::new(header), changes: get::<i64>(row, 3)?.cast_unsigned(), cured })
+            let over = get::<Vec<i64>>(row, 4)?.into_iter().filter_map(|number| u32::try_from(number).ok()).collect();
+            Ok(Entry { ordinal: get(row, 0)?, header: Arc::new(header), changes: get::<i64>(row, 3)?.cast_unsigned(), over })
         })
         .collect::<Result<_>>()
         .at(|| "millstream.quarantine")
@@ -104,11 +106,12 @@ async fn entries(connection: &mut PgConnection, name: &str) -> Result<Vec<Entry>
 /// Why it would be wrong to apply what is kept.
 async fn obstacle(connection: &mut PgConnection, name: &str) -> Result<Option<String>> {
     // Two entries share rows where a key is in both, or where keys cannot be compared.
-    let shared = "SELECT q.position, c.position, kt.table_schema || '.' || kt.table_name FROM millstream.quarantine q \
+    let shared = "SELECT q.position, c.position, coalesce((SELECT m.table_schema || '.' || m.table_name FROM millstream.copied_table m \
+           WHERE m.replica = kt.replica AND m.source_oid = kt.source_oid LIMIT 1), kt.table_schema || '.' || kt.table_name) FROM millstream.quarantine q \
          JOIN millstream.quarantined_table kt USING (replica, ordinal) \
          JOIN millstream.quarantined_table ct ON ct.replica = kt.replica AND ct.source_oid = kt.source_oid AND ct.ordinal > kt.ordinal \
          JOIN millstream.quarantine c ON (c.replica, c.ordinal) = (ct.replica, ct.ordinal) \
-         WHERE q.replica = $1 AND q.state = 'kept' AND c.state = 'cleared' AND kt.cured_at IS NULL AND ct.cured_at IS NULL \
+         WHERE q.replica = $1 AND q.state = 'kept' AND c.state = 'cleared' AND kt.ended IS NULL AND ct.ended IS NULL \
            AND (kt.whole IS NOT NULL OR ct.whole IS NOT NULL OR kt.key_columns <> ct.key_columns OR EXISTS ( \
              SELECT FROM millstream.quarantined_key a JOIN millstream.quarantined_key b ON a.key = b.key \
              WHERE (a.replica, a.ordinal, a.source_oid) = (kt.replica, kt.ordinal, kt.source_oid) \
@@ -122,22 +125,18 @@ async fn obstacle(connection: &mut PgConnection, name: &str) -> Result<Option<St
         )));
     }
     let sql = format!(
-        "SELECT t.table_schema || '.' || t.table_name, c.replica IS NOT DISTINCT FROM $1 AND c.state = 'live', c.replica IS NULL, \
+        "SELECT coalesce(c.table_schema || '.' || c.table_name, t.table_schema || '.' || t.table_name), c.replica IS NOT DISTINCT FROM $1 AND coalesce(c.state = 'live', false), \
            t.replica_columns IS NOT DISTINCT FROM {} \
          FROM millstream.quarantined_table t JOIN millstream.quarantine q USING (replica, ordinal) \
-         LEFT JOIN millstream.copied_table c ON c.source_oid = t.source_oid AND c.replica IN ($1, $2) \
-         WHERE q.replica = $1 AND q.state = 'kept' AND t.cured_at IS NULL ORDER BY q.ordinal, 1",
+         LEFT JOIN millstream.copied_table c ON c.replica IN ($1, $2) AND (c.source_oid = t.source_oid \
+           OR (c.source_oid IS NULL AND (c.table_schema, c.table_name) = (t.table_schema, t.table_name))) \
+         WHERE q.replica = $1 AND q.state = 'kept' AND t.ended IS NULL ORDER BY q.ordinal, 1",
         columns_of("pg_catalog.to_regclass(pg_catalog.format('%I.%I', c.table_schema, c.table_name))")
     );
     let query = sqlx::query(AssertSqlSafe(sql)).bind(name).bind(added(name));
     for row in within(SHORT_WAIT, "looking at the tables of what is kept", query.fetch_all(connection)).await? {
         let table: String = row.get(0);
-        let (live, gone, same): (bool, bool, bool) = (get(&row, 1)?, get(&row, 2)?, get(&row, 3)?);
-        if gone {
-            return Ok(Some(format!(
-                "replica {name} has no table {table} any more; `millstream quarantine clear` drops what is kept of it"
-            )));
-        }
+        let (live, same): (bool, bool) = (get(&row, 1)?, get(&row, 2)?);
         if !live {
             return Ok(Some(format!(
                 "{table} is being copied, and has its part once it is live (`millstream status`); try again then"
@@ -160,7 +159,7 @@ async fn apply(replica: &mut PostgresReplica, entry: &Entry) -> Result<u64> {
     let (mut applied, mut found, mut number) = (0, 0, 0);
     while let Some(changes) = account::piece(&mut replica.connection, &name, entry.ordinal, number).await? {
         found += changes.len() as u64;
-        let changes = uncured(changes, &entry.cured, &schemas);
+        let changes = standing(changes, &entry.over, &schemas);
         replica.piece(&changes, &schemas).await?;
         applied += changes.len() as u64;
         number += 1;
@@ -175,16 +174,16 @@ async fn apply(replica: &mut PostgresReplica, entry: &Entry) -> Result<u64> {
     Ok(applied)
 }
 
-/// Without those of tables that were copied again since.
-fn uncured(changes: Vec<Change>, cured: &HashSet<u32>, schemas: &Schemas) -> Vec<Change> {
-    if cured.is_empty() {
+/// Without those of tables that were copied again since, or are gone.
+fn standing(changes: Vec<Change>, over: &HashSet<u32>, schemas: &Schemas) -> Vec<Change> {
+    if over.is_empty() {
         return changes;
     }
-    let is_cured = |id: &SchemaId| schemas.get(id).is_some_and(|schema| cured.contains(&schema.source_oid));
+    let is_over = |id: &SchemaId| schemas.get(id).is_some_and(|schema| over.contains(&schema.source_oid));
     let keep = |change: Change| match change {
-        Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } if is_cured(&table) => None,
+        Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } if is_over(&table) => None,
         Change::Truncate { mut tables, cascade, restart_identity } => {
-            tables.retain(|table| !is_cured(table));
+            tables.retain(|table| !is_over(table));
             (!tables.is_empty()).then_some(Change::Truncate { tables, cascade, restart_identity })
         }
         change => Some(change),

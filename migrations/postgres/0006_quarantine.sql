@@ -32,7 +32,8 @@ CREATE TABLE millstream.quarantine (
     message           text NOT NULL,
     changes           bigint NOT NULL DEFAULT 0,
     bytes             bigint NOT NULL DEFAULT 0,
-    state             text NOT NULL DEFAULT 'kept' CHECK (state IN ('kept', 'applied', 'cleared', 'cured')),
+    format            smallint NOT NULL,
+    state             text NOT NULL DEFAULT 'kept' CHECK (state IN ('kept', 'applied', 'cleared', 'cured', 'dropped')),
     kept_at           timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended_at          timestamptz,
     PRIMARY KEY (replica, ordinal),
@@ -45,7 +46,8 @@ COMMENT ON COLUMN millstream.quarantine.after_position IS 'Where the replica sto
 COMMENT ON COLUMN millstream.quarantine.committed_at IS 'By the source''s clock.';
 COMMENT ON COLUMN millstream.quarantine.message IS 'Why the replica refused it.';
 COMMENT ON COLUMN millstream.quarantine.bytes IS 'Of its changes, as the log has them.';
-COMMENT ON COLUMN millstream.quarantine.state IS 'kept: not applied, whole in quarantined_piece. applied: by retry. cleared: what was kept was dropped, never applied. cured: every table of it was copied again since.';
+COMMENT ON COLUMN millstream.quarantine.format IS 'The record format of the log that its changes are written in.';
+COMMENT ON COLUMN millstream.quarantine.state IS 'kept: not applied, whole in quarantined_piece. applied: by retry. cleared: what was kept was dropped, never applied. cured: every table of it was copied again since, or is gone. dropped: every table of it is gone.';
 
 CREATE TABLE millstream.quarantined_table (
     replica           text NOT NULL,
@@ -56,8 +58,10 @@ CREATE TABLE millstream.quarantined_table (
     changes           bigint NOT NULL,
     key_columns       text[] NOT NULL,
     whole             text,
+    key_count         bigint NOT NULL,
     replica_columns   text[] NOT NULL,
-    cured_at          timestamptz,
+    ended             text CHECK (ended IN ('cured', 'dropped')),
+    ended_at          timestamptz,
     PRIMARY KEY (replica, ordinal, source_oid),
     FOREIGN KEY (replica, ordinal) REFERENCES millstream.quarantine (replica, ordinal) ON DELETE CASCADE
 );
@@ -65,8 +69,10 @@ CREATE TABLE millstream.quarantined_table (
 COMMENT ON TABLE millstream.quarantined_table IS 'The tables that such a transaction changes.';
 COMMENT ON COLUMN millstream.quarantined_table.key_columns IS 'The columns that rows are found by, with their types.';
 COMMENT ON COLUMN millstream.quarantined_table.whole IS 'Why every row of the table counts as changed; NULL where quarantined_key has the rows.';
+COMMENT ON COLUMN millstream.quarantined_table.key_count IS 'Rows of quarantined_key.';
 COMMENT ON COLUMN millstream.quarantined_table.replica_columns IS 'The replica''s columns then: number, name and type. A table that has others now is copied again, not retried.';
-COMMENT ON COLUMN millstream.quarantined_table.cured_at IS 'When the table was copied again, and has what the transaction did.';
+COMMENT ON COLUMN millstream.quarantined_table.ended IS 'cured: the table was copied again, and has what the transaction did. dropped: it is none of the replica''s any more. NULL: its part stands as the transaction does.';
+COMMENT ON COLUMN millstream.quarantined_table.ended_at IS 'When it came to that.';
 
 CREATE TABLE millstream.quarantined_key (
     replica           text NOT NULL,
