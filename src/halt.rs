@@ -142,10 +142,13 @@ halt_codes! {
         "Run `millstream check`: it prints the grant, or the pg_hba.conf line. The daemon goes on by itself after that; a password file is read again for every connection; a variable and a systemd credential are taken at the daemon's next start (systemctl restart millstream).";
     ReplicaConflict = "replica_conflict", true,
         "A row to update or delete is not on the replica, or one to insert is already there: somebody else wrote to the replica.",
-        "Put the row named in the message back as the source had it before this transaction, or remove the one that stands in the way; where more of the table may be wrong, `millstream table recopy REPLICA TABLE` copies it again while the others go on. The daemon tries again by itself.";
+        "Put the row named in the message back as the source had it before this transaction, or remove the one that stands in the way; where more of the table may be wrong, `millstream table recopy REPLICA TABLE` copies it again while the others go on. The daemon tries again by itself. Where none of it can be: `millstream quarantine add REPLICA POSITION` keeps this one transaction aside, and the replica is not whole until it is applied or its tables are copied again.";
     ReplicaConstraint = "replica_constraint", true,
         "The replica refused a row that the source accepted: a constraint, a trigger or a type that the source does not have.",
-        "Drop or change the constraint named in the message so that it accepts what the source accepts; where a value is not of its column's type, `millstream check` compares types and enum labels. The daemon tries again by itself.";
+        "Drop or change the constraint named in the message so that it accepts what the source accepts; where a value is not of its column's type, `millstream check` compares types and enum labels. The daemon tries again by itself. Where none of it can be: `millstream quarantine add REPLICA POSITION` keeps this one transaction aside, and the replica is not whole until it is applied or its tables are copied again.";
+    QuarantinedKey = "quarantined_key", true,
+        "A transaction changes a row (or may change one) that an earlier transaction changes as well, and that one is in quarantine: it was never applied here.",
+        "Mend what the replica refused the earlier one for, then `millstream quarantine retry REPLICA`; or `millstream table recopy REPLICA TABLE` for the table in the message. The daemon tries again by itself. Where none of it can be: `millstream quarantine clear REPLICA POSITION`, with the earlier one's position, once its rows were mended by hand; or `millstream quarantine add REPLICA POSITION` keeps this transaction aside as well.";
     SchemaMismatch = "schema_mismatch", true,
         "A table on the replica does not fit the version that the next changes were made under: a column or the table is missing, or a type differs.",
         "Change the replica's table as the message says; `millstream check` names each live table that does not fit, was renamed or is gone, with what mends it. The daemon tries again by itself.";

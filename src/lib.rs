@@ -65,9 +65,9 @@
 //!   repeated or re-read. The ledger decides; Kafka's transactions and group offsets never do.
 //! - **I4** Readers of live tables see only prefixes of the source's commit order. Source transactions are merged only at
 //!   commit boundaries. Tables of one first copy become live together. One that is copied again is not live meanwhile, and shows
-//!   its old content ([`apply::copy`]).
+//!   its old content ([`apply::copy`]). Excepted, and shown: the rows of a transaction in quarantine ([`replica::postgres::quarantine`]).
 //! - **I5** Nothing is skipped in silence: a gap, a lost slot, another history, an unknown event, a row that is not there:
-//!   halt, health red, say what to do.
+//!   halt, health red, say what to do. Quarantine is asked for by name, keeps what it passes, and is told of for ever.
 //! - **I6** Memory and disk are bounded by configured bytes. What a registered consumer has not read is never dropped: a full
 //!   queue stops capture.
 //! - **I7** The source is never endangered: retained log has a budget and an alarm, idle streams acknowledge, nothing holds a

@@ -69,6 +69,7 @@ names! {
     gauge CONSUMER_BEHIND_BYTES = "millstream_consumer_behind_bytes", "Bytes from a registered consumer to the stream's end.";
     gauge REPLICA_SEQUENCES_NOT_CARRIED = "millstream_replica_sequences_not_carried", "Sequences that could not be set on the replica.";
     gauge REPLICA_SEQUENCES_CARRIED_AT = "millstream_replica_sequences_carried_timestamp_seconds", "When sequences were last carried, seconds since 1970-01-01 UTC. Absent before the first time.";
+    gauge REPLICA_QUARANTINED = "millstream_replica_quarantined", "Source transactions that the replica lacks: kept in quarantine (`kept`), or cleared and not copied again since (`cleared`). Absent before the first look.";
     gauge COPY_ROWS = "millstream_copy_rows", "Rows loaded by the first copy in progress.";
     gauge COPY_ROWS_ESTIMATED = "millstream_copy_rows_estimated", "Rows that the first copy in progress expects.";
     gauge COPY_ETA_SECONDS = "millstream_copy_eta_seconds", "Time that the first copy in progress still needs.";
@@ -169,6 +170,11 @@ fn of_replica(name: &str, replica: &Replica) {
         optional(REPLICA_SEQUENCES_NOT_CARRIED, Some(sequences.not_carried.len() as f64));
         let at = sequences.carried_at.as_ref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
         optional(REPLICA_SEQUENCES_CARRIED_AT, at.map(|at| at.as_second() as f64));
+    }
+    if let Some(quarantine) = &replica.quarantine {
+        for (state, count) in [("kept", quarantine.kept), ("cleared", quarantine.cleared)] {
+            gauge!(REPLICA_QUARANTINED, REPLICA => label(), SOURCE => replica.source.clone(), STATE => state).set(count as f64);
+        }
     }
     if let Some(copy) = &replica.copy {
         optional(COPY_ROWS, Some(copy.rows as f64));

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::CopyProgress;
+use super::quarantine::Look;
 use super::status::ApplyStatus;
 use crate::error::{Error, Result};
 use crate::event::{ApplyEpoch, Change, Position, SchemaId, TableSchema, TransactionHeader};
@@ -37,6 +38,12 @@ pub trait FirstCopy: Send + Sync + 'static {
     /// # Errors
     /// Those of the replica.
     async fn is_asked_again(&self) -> Result<bool>;
+
+    /// What the replica has in quarantine, and whether what it stands at is to be tried at once.
+    ///
+    /// # Errors
+    /// Those of the replica.
+    async fn quarantine(&self) -> Result<Look>;
 
     /// The replica is paused: no connection to it is kept.
     async fn rest(&self) {}

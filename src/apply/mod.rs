@@ -15,6 +15,7 @@ pub mod first_copy;
 pub mod lag;
 pub mod merge;
 pub mod progress;
+pub mod quarantine;
 pub mod read;
 pub mod rows;
 pub mod runs;

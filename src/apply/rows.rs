@@ -131,7 +131,7 @@ impl<'a> RowSet<'a> {
 }
 
 /// Gives some cells of a row, in the order of `columns`, which need not be ascending.
-fn pick<'a>(row: &'a Row, columns: &[usize], mut take: impl FnMut(usize, Cell<'a>)) {
+pub(crate) fn pick<'a>(row: &'a Row, columns: &[usize], mut take: impl FnMut(usize, Cell<'a>)) {
     if let [only] = columns {
         if let Some(cell) = row.iter().nth(*only) {
             take(0, cell);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::lag::Lag;
+use super::quarantine::Quarantine;
 use crate::event::{ApplyEpoch, Position, RecordNumber};
 use crate::halt::HaltCode;
 use crate::queue::log::Cursor;
@@ -78,6 +79,8 @@ pub struct ApplyStatus {
     pub added: Option<(Option<HaltCode>, String)>,
     /// Why a foreign key of tables that were added is not validated yet.
     pub not_validated: Option<String>,
+    /// What is in quarantine, and was; `None` before the first look.
+    pub quarantine: Option<Quarantine>,
 }
 
 impl ApplyStatus {

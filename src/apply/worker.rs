@@ -137,7 +137,7 @@ pub async fn run_apply(applier: Applier, cancel: CancellationToken, status: watc
             () = cancel.cancelled() => break,
             () = wait => {}
             () = applier.gate.closed(), if !paused && !lasts => {}
-            () = asked_again(&applier, status.borrow().halt.is_some()) => {}
+            () = asked_again(&applier, &status) => {}
         }
     }
     status.send_modify(|status| status.state = ApplyState::Stopped);
@@ -227,14 +227,39 @@ fn next_attempt(
     })
 }
 
-/// Ends when somebody asks a replica that is halted to copy a table again.
-async fn asked_again(applier: &Applier, is_halted: bool) {
-    let Some(copy) = applier.first_copy.as_deref().filter(|_| is_halted) else { return std::future::pending().await };
+/// Ends when somebody asks a replica that is halted to copy a table again, or orders what it stands at to be kept in quarantine.
+async fn asked_again(applier: &Applier, status: &watch::Sender<ApplyStatus>) {
+    let halt = status.borrow().halt;
+    let (Some(copy), Some(halt)) = (applier.first_copy.as_deref(), halt) else { return std::future::pending().await };
     loop {
         tokio::time::sleep(LOOK_FOR_TABLES).await;
         // A replica that does not answer is the next attempt's to tell.
-        if copy.is_asked_again().await.unwrap_or(false) {
+        let is_due = look_at_quarantine(copy, applier.meeting.is_some(), status).await;
+        if (is_due && halt.mendable()) || copy.is_asked_again().await.unwrap_or(false) {
             return;
+        }
+    }
+}
+
+/// Shows what is in quarantine; true when what the replica stands at is to be tried at once. `added`: of tables beside the others, which have none.
+async fn look_at_quarantine(copy: &dyn FirstCopy, added: bool, status: &watch::Sender<ApplyStatus>) -> bool {
+    if added {
+        return false;
+    }
+    match copy.quarantine().await {
+        Ok(look) => {
+            status.send_if_modified(|status| {
+                let changes = status.quarantine.as_ref() != Some(&*look.quarantine);
+                if changes {
+                    status.quarantine = Some((*look.quarantine).clone());
+                }
+                changes
+            });
+            look.due
+        }
+        Err(error) => {
+            tracing::debug!(%error, "what is in quarantine cannot be looked at");
+            false
         }
     }
 }
@@ -326,7 +351,7 @@ async fn session(applier: &Applier, cancel: &CancellationToken, status: &watch::
     let copy_wanted = CancellationToken::new();
     tokio::select! {
         ended = session.run(cancel, &copy_wanted) => ended,
-        never = look_for_tables(applier.first_copy.as_deref(), &config.name, &copy_wanted) => match never {},
+        never = look_for_tables(applier, &copy_wanted, status) => match never {},
         never = see_to_added(applier, others, status) => match never {},
     }
 }
@@ -377,10 +402,16 @@ fn said(status: &watch::Sender<ApplyStatus>, validated: Result<()>) {
 
 /// Says when a later `init` has added tables, so that the session ends and the next one begins with their copy. A look that fails is no
 /// reason to end one that works.
-async fn look_for_tables(copy: Option<&dyn FirstCopy>, replica: &str, found: &CancellationToken) -> std::convert::Infallible {
-    let Some(copy) = copy else { return std::future::pending().await };
+async fn look_for_tables(
+    applier: &Applier,
+    found: &CancellationToken,
+    status: &watch::Sender<ApplyStatus>,
+) -> std::convert::Infallible {
+    let Some(copy) = applier.first_copy.as_deref() else { return std::future::pending().await };
+    let replica = &applier.config.name;
     let mut failing = false;
     loop {
+        look_at_quarantine(copy, applier.meeting.is_some(), status).await;
         tokio::time::sleep(LOOK_FOR_TABLES).await;
         match copy.wanted().await {
             Ok(wanted) => {

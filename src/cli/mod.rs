@@ -15,6 +15,7 @@ mod init;
 mod order;
 mod output;
 mod pause;
+mod quarantine;
 mod reload;
 pub mod render;
 mod run;
@@ -74,6 +75,9 @@ enum Command {
     /// Works on one table of a replica.
     #[command(subcommand, after_help = table::EXAMPLE)]
     Table(Table),
+    /// The one way past a transaction that a replica refuses: keeps it aside, whole, at your word. Never by itself.
+    #[command(subcommand, after_help = quarantine::EXAMPLE)]
+    Quarantine(quarantine::Order),
     /// Says what a halt's code means and what to do; lists all codes without one. Needs nothing that runs.
     #[command(after_help = explain::EXAMPLE)]
     Explain(explain::Arguments),
@@ -141,6 +145,7 @@ impl Cli {
             Command::Resume(arguments) => block_on(pause::resume(load(&self.config)?, arguments)),
             Command::Reload(arguments) => block_on(reload::run(load(&self.config)?, arguments)),
             Command::Table(Table::Recopy(arguments)) => block_on(table::run(load(&self.config)?, arguments)),
+            Command::Quarantine(order) => block_on(quarantine::run(load(&self.config)?, order)),
             Command::Status(arguments) => block_on(status::run(load(&self.config)?, arguments)),
         }
     }

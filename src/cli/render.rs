@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::explain::wrap;
 use crate::config::{ByteSize, ConfigFile};
-use crate::control::model::{Copy, Halt, Rate, Replica, Source, Status};
+use crate::control::model::{Copy, Halt, Quarantine, Rate, Replica, Source, Status};
 
 const WIDTH: usize = 80;
 const LABEL: usize = 15;
@@ -170,6 +170,9 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
     if let Some(why) = &replica.not_validated {
         page.text("not valid", why);
     }
+    if let Some(quarantine) = &replica.quarantine {
+        of_quarantine(page, name, quarantine);
+    }
     if let Some(first) = replica.sequences.as_ref().and_then(|sequences| sequences.not_carried.first()) {
         let more = match replica.sequences.as_ref().map_or(0, |sequences| sequences.not_carried.len() - 1) {
             0 => String::new(),
@@ -181,6 +184,23 @@ fn of_replica(page: &mut Page, name: &str, replica: &Replica) {
         page.text("sequences", &format!("not carried: {why}"));
     }
     trouble(page, &replica.at, replica.halt.as_ref(), replica.error.as_deref(), replica.remedy.as_deref());
+}
+
+/// Every account, for ever: a line of what became of it, one for each table.
+fn of_quarantine(page: &mut Page, replica: &str, quarantine: &Quarantine) {
+    if quarantine.is_missing_something() {
+        let since = quarantine.whole_through.as_deref().unwrap_or("the first transaction");
+        page.text("NOT WHOLE", &format!("since {since}: {} in quarantine, {} cleared", quarantine.kept, quarantine.cleared));
+    }
+    for account in &quarantine.transactions {
+        page.text("quarantine", &super::quarantine::line(account));
+        for table in &account.tables {
+            page.text("", &format!("             {}", super::quarantine::table_line(table)));
+        }
+    }
+    if quarantine.kept > 0 {
+        page.command(&format!("millstream quarantine retry {replica}"));
+    }
 }
 
 fn paused(page: &mut Page, name: &str, since: Option<&str>) {

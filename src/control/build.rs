@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::model::{self, Consumer, Copy, Halt, NotCarried, Positions, Replica, Retained, Sequences, Source, Status, Stream};
+use super::model::{
+    self, Consumer, Copy, Halt, NotCarried, Positions, Quarantine, Replica, Retained, Sequences, Source, Status, Stream,
+};
 use super::survey::End;
 use super::{Control, ReplicaView, SourceView, Views, rate_of};
 use crate::apply::ApplyStatus;
@@ -132,6 +134,7 @@ impl Views {
             batches: apply.batches,
             copy: view.copy.as_ref().and_then(|copy| copying(&copy.borrow())),
             not_validated: apply.not_validated,
+            quarantine: apply.quarantine,
             sequences: view.sequences.as_ref().map(|carried| sequences(&carried.borrow())),
             halt: apply.halt.map(halt),
             remedy: remedy(apply.halt.or(added.and_then(|(halt, _)| *halt)), error.as_ref()),
@@ -250,11 +253,19 @@ fn reasons(status: &Status, max_lag: Duration) -> Vec<String> {
             ("live", None, None) => reasons.push(format!("replica {name} has not applied anything yet")),
             (state, None, _) => reasons.push(format!("replica {name} is {}", state.replace('_', " "))),
         }
+        reasons.extend(replica.quarantine.as_ref().and_then(|quarantine| not_whole(name, quarantine)));
         if let Some(since) = replica.paused_since.as_ref().filter(|_| replica.state != "elsewhere") {
             reasons.push(format!("replica {name} is paused since {since}"));
         }
     }
     reasons
+}
+
+/// What was cleared is its operator's to answer for, and the document's to show.
+fn not_whole(replica: &str, quarantine: &Quarantine) -> Option<String> {
+    let since = quarantine.whole_through.as_deref().unwrap_or("its first transaction");
+    let many = if quarantine.kept == 1 { "1 transaction".to_owned() } else { format!("{} transactions", quarantine.kept) };
+    (quarantine.kept > 0).then(|| format!("replica {replica} has {many} in quarantine, and is not whole since {since}"))
 }
 
 /// A copy beside tables that are live.
@@ -384,6 +395,15 @@ mod tests {
         assert_eq!(again(2, &["public.a"]), ["replica reports is copying tables that were added, and again: public.a"]);
         let waiting = with(|status, _, _| status.daemon.waiting_for = Some("process 7".to_owned()));
         assert_eq!(waiting, ["waiting for process 7"]);
+    }
+
+    #[test]
+    fn a_transaction_in_quarantine_keeps_readyz_red_until_it_is_applied_or_cleared() {
+        let quarantine =
+            |kept, cleared| Some(Quarantine { kept, cleared, whole_through: Some("0/1F".to_owned()), ..Quarantine::default() });
+        let kept = with(|_, _, replica| replica.quarantine = quarantine(2, 1));
+        assert_eq!(kept, ["replica reports has 2 transactions in quarantine, and is not whole since 0/1F"]);
+        assert!(with(|_, _, replica| replica.quarantine = quarantine(0, 1)).is_empty());
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::apply::quarantine::Quarantine;
+
 /// Version of the document.
 pub const VERSION: u32 = 1;
 
@@ -264,6 +266,8 @@ pub struct Replica {
     pub copy: Option<Copy>,
     /// Why a foreign key of tables that were added is `NOT VALID` still; it holds for new rows, and validating is tried again when apply begins anew.
     pub not_validated: Option<String>,
+    /// What is in quarantine, and was; `null` before the first look.
+    pub quarantine: Option<Quarantine>,
     /// Its sequences; `null` where this daemon does not carry them.
     pub sequences: Option<Sequences>,
     /// Why it is halted.

@@ -20,6 +20,6 @@ pub use body::{Body, Fence, Genesis, History, Message, Part, Progress, SlotStart
 pub use change::{Change, ChangeReader, OldImage, Transaction, TransactionHeader, write_change, write_transaction};
 pub use encode::{ChangeEncoder, OldCells};
 pub use position::{ApplyEpoch, Epoch, Lsn, Nonce, Position, QueueOffset, RecordNumber, StreamId, Xid};
-pub use record::{Record, RecordHeader, RecordKind};
+pub use record::{FORMAT_VERSION, Record, RecordHeader, RecordKind};
 pub use schema::{Column, Identity, SchemaId, TableName, TableSchema};
 pub use value::{Cell, Cells, Row, RowBuilder, put_cell};

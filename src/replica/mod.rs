@@ -104,8 +104,8 @@ pub trait Replica: Send {
     /// commit order, when as a whole it was refused.
     ///
     /// # Errors
-    /// A halt with `replica_conflict`, `replica_constraint` or `schema_mismatch` at the transaction that cannot be applied, with
-    /// everything before it committed and counted in `applied`. [`crate::ErrorKind::Fenced`] when a newer applier took over.
+    /// A halt with `replica_conflict`, `replica_constraint`, `schema_mismatch` or `quarantined_key` at the transaction that cannot be applied, with
+    /// everything before it committed and counted in `applied`. One that was ordered to be kept in quarantine counts as applied. [`crate::ErrorKind::Fenced`] when a newer applier took over.
     async fn apply(&mut self, batch: &Batch, schemas: &Schemas, applied: &mut Applied) -> Result<()>;
 
     /// Moves the ledger alone.

@@ -12,6 +12,7 @@ use crate::failpoint;
 use crate::postgres::sql::{Side, classify, quote_table};
 use crate::replica::postgres::ledger::{CopyState, hold_epoch, identity_of, whole};
 use crate::replica::postgres::members::replaced_while_copied;
+use crate::replica::postgres::quarantine::ended::cure;
 
 /// What is left to do once the replay has passed the last snapshot.
 pub(super) struct Finish {
@@ -110,6 +111,7 @@ impl Finish {
                 .await
                 .at(|| format!("table {}, putting what was copied again in its place", table.table))?;
         }
+        cure(&mut transaction, &self.replica.name).await?;
         let live = format!(
             "UPDATE millstream.copied_table SET state = 'live', live_at = clock_timestamp(), live_after_lsn = NULL, shadow = NULL, \
                replica_table = CASE WHEN shadow IS NULL THEN replica_table ELSE {} END WHERE replica = $1 AND state = 'catching_up'",

@@ -58,6 +58,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::apply::quarantine::Look;
 use crate::apply::{ApplyStatus, CatchUp, FirstCopy};
 use crate::capture::begin::publication_name;
 use crate::capture::heartbeat;
@@ -72,6 +73,7 @@ use crate::preflight::init::{publication, slot};
 use crate::replica::postgres::CHECK_CLIENT;
 use crate::replica::postgres::added;
 use crate::replica::postgres::ledger::{self, CopyState};
+use crate::replica::postgres::quarantine::account;
 
 use progress::Meter;
 pub use progress::{CopyPhase, CopyProgress};
@@ -91,6 +93,8 @@ pub struct PostgresCopy {
     meter: Meter,
     /// Looks for tables to copy, every second.
     looking: tokio::sync::Mutex<Option<PgConnection>>,
+    /// What the last look saw of quarantine.
+    seen: tokio::sync::Mutex<account::Seen>,
 }
 
 /// Work for between two replays.
@@ -107,7 +111,17 @@ impl PostgresCopy {
     #[must_use]
     pub fn new(source: SourceConfig, replica: ReplicaConfig) -> (Arc<Self>, watch::Receiver<CopyProgress>) {
         let (meter, receiver) = Meter::new(source.copy_max_bytes_per_second);
-        (Arc::new(Self { source, replica, todo: Arc::default(), meter, looking: tokio::sync::Mutex::default() }), receiver)
+        (
+            Arc::new(Self {
+                source,
+                replica,
+                todo: Arc::default(),
+                meter,
+                looking: tokio::sync::Mutex::default(),
+                seen: tokio::sync::Mutex::default(),
+            }),
+            receiver,
+        )
     }
 
     async fn replica(&self) -> Result<PgConnection> {
@@ -364,11 +378,29 @@ impl FirstCopy for PostgresCopy {
         .await
     }
 
+    async fn quarantine(&self) -> Result<Look> {
+        within("looking for what is in quarantine", async {
+            let mut replica = self.take_look().await?;
+            let found =
+                account::look(&mut replica, &self.replica.name, account::SHOWN_KEYS, &mut *self.seen.lock().await).await?;
+            *self.looking.lock().await = Some(replica);
+            Ok(found)
+        })
+        .await
+    }
+
     fn of_added(&self, others: watch::Receiver<ApplyStatus>) -> Arc<dyn FirstCopy> {
         let mut replica = self.replica.clone();
         replica.name = ledger::added(&self.replica.name);
         let (source, meter) = (self.source.clone(), self.meter.behind(others));
-        Arc::new(Self { source, replica, todo: Arc::default(), meter, looking: tokio::sync::Mutex::default() })
+        Arc::new(Self {
+            source,
+            replica,
+            todo: Arc::default(),
+            meter,
+            looking: tokio::sync::Mutex::default(),
+            seen: tokio::sync::Mutex::default(),
+        })
     }
 
     async fn is_apart(&self) -> Result<bool> {

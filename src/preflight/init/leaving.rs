@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::event::TableName;
 use crate::postgres::sql::{Side, classify};
 use crate::replica::postgres::ledger::{CopyState, added};
+use crate::replica::postgres::quarantine::ended::forget_gone;
 
 /// How long `init` waits for a running daemon to pass the place.
 const WAIT: Duration = Duration::from_secs(10);
@@ -146,5 +147,6 @@ async fn forget(replica: &mut PgConnection, name: &str, table: &TableName) -> Re
     .execute(&mut *replica)
     .await
     .map_err(|e| classify(e, Side::Replica))?;
+    forget_gone(replica, name).await?;
     Ok(gone.rows_affected() == 1 || !has(replica, name, table, false).await?)
 }

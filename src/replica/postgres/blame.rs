@@ -32,7 +32,7 @@ pub fn at_change(error: Error, work: &Work<'_>, tables: &Tables) -> Error {
     error.context(text)
 }
 
-fn shown(cell: Cell<'_>) -> String {
+pub(super) fn shown(cell: Cell<'_>) -> String {
     match cell {
         Cell::Null => "NULL".into(),
         Cell::Unchanged => "unchanged".into(),

@@ -12,6 +12,8 @@ use sqlx::{AssertSqlSafe, Executor, Row};
 use super::errors::{SHORT_WAIT, within};
 use super::ledger::{self, CopyState, identity_of};
 use super::members::{Now, another, of_another};
+use super::quarantine::ended::forget_gone;
+use super::quarantine::kept_of;
 use super::replica::PostgresReplica;
 use super::write::PATIENT_WAIT;
 use crate::apply::ddl::{
@@ -151,7 +153,8 @@ impl PostgresReplica {
         .bind(&table.schema)
         .bind(&table.name)
         .bind(ledger::added(&self.name));
-        within(SHORT_WAIT, "forgetting a table", forget.execute(&mut self.connection)).await.map(drop)
+        within(SHORT_WAIT, "forgetting a table", forget.execute(&mut self.connection)).await?;
+        forget_gone(&mut self.connection, &self.name).await
     }
 
     /// A table under the other row, which comes here later, or never: what it copies is gone. Nothing is under way there until this transaction ends.
@@ -183,12 +186,29 @@ impl PostgresReplica {
         if self.whereabouts(&table).await? != Now::Named(after.table()) {
             self.is_called(&table).await?;
         }
+        let kept = match before.oid {
+            Some(number) => kept_of(&mut self.connection, &self.name, number).await?,
+            None => Vec::new(),
+        };
         for action in diff(&before, &after) {
             if !(again && matches!(action, Action::Rename(_))) {
-                self.act(&mut table, &action).await?;
+                let done = self.act(&mut table, &action).await;
+                done.map_err(|error| self.lacks_rows(error, &before.table(), &kept))?;
             }
         }
         Ok(())
+    }
+
+    /// A schema change that is refused may be so for what is kept.
+    fn lacks_rows(&self, error: Error, table: &TableName, kept: &[String]) -> Error {
+        if kept.is_empty() || error.kind() != ErrorKind::Halt(HaltCode::SchemaChangeRefused) {
+            return error;
+        }
+        error.context(format!(
+            "what earlier transactions did to {table} is in quarantine ({}), and may be what is missing: `millstream quarantine retry {}` first",
+            kept.join(", "),
+            ledger::whole(&self.name)
+        ))
     }
 
     /// A table that readers see while the replica's other row copies it again.

@@ -341,6 +341,16 @@ pub async fn hold_epoch_alone(connection: &mut PgConnection, name: &str, epoch: 
     row.map(drop).ok_or_else(|| fenced(name, epoch))
 }
 
+/// Keeps every applier from committing, and from claiming the replica, to the end of the transaction that the connection is in. Gives the epoch in force.
+///
+/// # Errors
+/// The server's; a halt with `not_initialized`.
+pub async fn hold(connection: &mut PgConnection, name: &str) -> Result<ApplyEpoch> {
+    let query = sqlx::query_scalar::<_, i64>("SELECT apply_epoch FROM millstream.replica WHERE name = $1 FOR UPDATE").bind(name);
+    let epoch = within(SHORT_WAIT, "holding the ledger's row", query.fetch_optional(connection)).await?;
+    epoch.map(|epoch| ApplyEpoch(epoch.cast_unsigned())).ok_or_else(|| uninitialized(name))
+}
+
 /// The tables of a replica, under both of its rows, and how far their first copy is.
 ///
 /// # Errors

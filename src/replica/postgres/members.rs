@@ -77,6 +77,9 @@ impl PostgresReplica {
             let place = there.map(|identity| Place { name: shadow.clone(), identity: Some(identity) });
             return place.map(Some).ok_or_else(|| replaced_while_copied(&known_as));
         }
+        if self.retrying {
+            return self.place_of_kept(known_as, &member).await.map(Some);
+        }
         let name = &schema.table;
         let here = self.catalog_of(name).await?.map(|catalog| catalog.identity.clone());
         if known_as == *name && here.is_some() && (here == member.replica_table) {
@@ -117,6 +120,17 @@ impl PostgresReplica {
                 Ok(Some(Place { name: name.clone(), identity: here }))
             }
         }
+    }
+
+    /// Where changes of a version go that the log has passed: names that it had then say nothing, and the ledger has followed every renaming since.
+    async fn place_of_kept(&mut self, known_as: TableName, member: &Member) -> Result<Place> {
+        let name = match self.now(member).await? {
+            Now::Named(there) => there,
+            Now::Gone => return Err(made_anew(&known_as, &known_as)),
+            Now::Unknown => known_as,
+        };
+        let there = self.catalog_of(&name).await?.ok_or_else(|| catalog::missing(&name))?;
+        Ok(Place { name, identity: Some(there.identity.clone()) })
     }
 
     /// The ledger's name of a version's table. `None` where changes are dropped.

@@ -44,6 +44,7 @@ pub(crate) mod members;
 pub mod modifier;
 pub mod plan;
 mod prepare;
+pub mod quarantine;
 mod replica;
 pub mod statement;
 pub mod tables;
@@ -83,13 +84,7 @@ impl ReplicaTarget for PostgresTarget {
     async fn claim(&self) -> Result<(Box<dyn Replica>, ReplicaRow)> {
         let name = &self.config.name;
         let mut connection = sql::connect(&self.config.connect, Side::Replica, &format!("millstream apply {name}")).await?;
-        within(SHORT_WAIT, "setting up the session", connection.execute(AssertSqlSafe(APPLIER_SETTINGS))).await?;
-        if let Err(error) = within(SHORT_WAIT, "setting up the session", connection.execute(CHECK_CLIENT)).await {
-            if error.kind() == ErrorKind::Connection {
-                return Err(error);
-            }
-            tracing::debug!(replica = name, %error, "the replica does not look after clients that are gone");
-        }
+        set_up(&mut connection, name).await?;
         lock::acquire(&mut connection, name).await?;
         let row = ledger::raise_epoch(&mut connection, name).await?;
         ledger::recognise(&mut connection, name, row.apply_epoch).await?;
@@ -97,6 +92,18 @@ impl ReplicaTarget for PostgresTarget {
         let replica = PostgresReplica::new(connection, &row, replica_role);
         Ok((Box::new(replica), row))
     }
+}
+
+/// Makes a session an applier's.
+async fn set_up(connection: &mut PgConnection, name: &str) -> Result<()> {
+    within(SHORT_WAIT, "setting up the session", connection.execute(AssertSqlSafe(APPLIER_SETTINGS))).await?;
+    if let Err(error) = within(SHORT_WAIT, "setting up the session", connection.execute(CHECK_CLIENT)).await {
+        if error.kind() == ErrorKind::Connection {
+            return Err(error);
+        }
+        tracing::debug!(replica = name, %error, "the replica does not look after clients that are gone");
+    }
+    Ok(())
 }
 
 /// True when triggers and foreign keys do not fire for this session. The role needs SUPERUSER, or from PostgreSQL 15 on

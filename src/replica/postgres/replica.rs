@@ -11,6 +11,7 @@ use super::errors::{SHORT_WAIT, within};
 use super::members::Members;
 use super::plan::{Style, Tables, Work};
 use super::prepare::Mode;
+use super::quarantine::{Keeper, Touched};
 use super::write::{Moving, PATIENT_WAIT, STATEMENT_WAIT, Writer};
 use super::{added, blame, definition, errors, ledger, plan};
 use crate::apply::first_copy::Schemas;
@@ -36,6 +37,10 @@ pub(super) struct PostgresReplica {
     pub(super) members: Members,
     /// Versions of tables whose changes are dropped: they leave before they were ever live, or are under the replica's other row.
     pub(super) dropped: HashSet<SchemaId>,
+    /// Rows whose changes are in quarantine; `None` before that was read.
+    pub(super) touched: Option<Touched>,
+    /// What is in quarantine is applied: its own rows are not in its way.
+    pub(super) retrying: bool,
     moving: Moving,
     large: Option<Large>,
 }
@@ -46,6 +51,8 @@ struct Large {
     /// Runs under the ordinary role, constraints deferred.
     origin: bool,
     changes: u64,
+    /// It is kept in quarantine instead of being applied.
+    keeper: Option<Keeper>,
 }
 
 #[async_trait]
@@ -75,8 +82,9 @@ impl Replica for PostgresReplica {
                 ranges.extend([(middle, to), (from, middle)]);
             } else {
                 let way = if canceled { Way::Patient } else { Way::OneByOne };
-                let culprit = self.apply_range(batch, from, to, schemas, way).await.map_err(too_long);
-                culprit.map_err(|error| blame::at_marks(error, &batch.marks[from..to]))?;
+                if let Err(culprit) = self.apply_range(batch, from, to, schemas, way).await.map_err(too_long) {
+                    self.refused(batch, from, schemas, blame::at_marks(culprit, &batch.marks[from..to])).await?;
+                }
                 applied.commits += 1;
                 applied.transactions = to;
             }
@@ -91,22 +99,39 @@ impl Replica for PostgresReplica {
     async fn begin_large(&mut self, header: &Arc<TransactionHeader>) -> Result<()> {
         begin(&mut self.connection, false, self.replica_role).await?;
         ledger::hold_epoch_alone(&mut self.connection, &self.name, self.epoch).await?;
-        self.large = Some(Large { header: Arc::clone(header), origin: false, changes: 0 });
+        let keeper = self.keeps_large(header).await?;
+        self.large = Some(Large { header: Arc::clone(header), origin: false, changes: 0, keeper });
         Ok(())
     }
 
     async fn apply_piece(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
-        let Some(header) = self.large.as_ref().map(|large| Arc::clone(&large.header)) else {
+        let Some(mut large) = self.large.take() else {
             return Err(Error::new(ErrorKind::Unexpected, "a piece of a transaction that was not begun"));
         };
-        self.piece(changes, schemas).await.map_err(|error| blame::at_transaction(error, &header))
+        if let Some(keeper) = &mut large.keeper {
+            if let Err(error) = self.keep_changes(keeper, changes, schemas).await {
+                let error = blame::at_transaction(error, &large.header);
+                return Err(self.refused_large(&large.header, true, error).await);
+            }
+            self.large = Some(large);
+            return Ok(());
+        }
+        let header = Arc::clone(&large.header);
+        self.large = Some(large);
+        let Err(error) = self.piece(changes, schemas).await else { return Ok(()) };
+        Err(self.refused_large(&header, false, blame::at_transaction(error, &header)).await)
     }
 
     async fn commit_large(&mut self, step: &Step) -> Result<()> {
+        let Some(large) = self.large.take() else {
+            return Err(Error::new(ErrorKind::Unexpected, "the end of a transaction that was not begun"));
+        };
+        if let Some(keeper) = large.keeper {
+            return self.end_keeping(keeper, &large.header, step).await;
+        }
         ledger::step(&mut self.connection, &self.name, self.epoch, step, SHORT_WAIT).await?;
-        self.commit().await?;
-        self.large = None;
-        Ok(())
+        let Err(error) = self.commit().await else { return Ok(()) };
+        Err(self.refused_large(&large.header, false, error).await)
     }
 
     async fn roll_back_large(&mut self) -> Result<()> {
@@ -138,12 +163,13 @@ impl Replica for PostgresReplica {
         self.tables.clear();
         self.members.clear();
         self.dropped.clear();
+        self.touched = None;
     }
 }
 
 /// The rows were refused, or a table does not fit: other transactions of the batch may go in without them.
 fn worth_splitting(error: &Error) -> bool {
-    errors::concerns_rows(error) || error.kind() == ErrorKind::Halt(HaltCode::SchemaMismatch)
+    errors::concerns_rows(error) || matches!(error.kind(), ErrorKind::Halt(HaltCode::SchemaMismatch | HaltCode::QuarantinedKey))
 }
 
 /// How some transactions are tried.
@@ -180,6 +206,8 @@ impl PostgresReplica {
             tables: Tables::default(),
             members: Members::new(),
             dropped: HashSet::new(),
+            touched: None,
+            retrying: false,
             moving: Moving::default(),
             large: None,
         }
@@ -194,6 +222,7 @@ impl PostgresReplica {
         }
         self.prepare(changes, schemas).await?;
         let changes = &*self.kept(changes);
+        self.check_quarantine(changes, false).await?;
         let mut mode = self.mode(changes, false);
         if way == Way::OneByOne {
             mode.style = Style::OneByOne;
@@ -223,6 +252,7 @@ impl PostgresReplica {
             }
             self.prepare(section, schemas).await?;
             let rows = &*self.kept(section);
+            self.check_quarantine(rows, origin).await?;
             let mut mode = self.mode(rows, origin);
             if way == Way::OneByOne {
                 mode.style = Style::OneByOne;
@@ -240,7 +270,8 @@ impl PostgresReplica {
         self.commit().await
     }
 
-    async fn piece(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
+    /// Writes some changes in a transaction that is open, begun with [`Self::begin_retry`] or as a huge one.
+    pub(super) async fn piece(&mut self, changes: &[Change], schemas: &Schemas) -> Result<()> {
         for section in sections(changes) {
             if let [Change::Schema { content }] = section {
                 let origin = self.large.as_ref().is_some_and(|large| large.origin);
@@ -260,10 +291,12 @@ impl PostgresReplica {
         let seen = changes.len() as u64;
         let changes = &*self.kept(changes);
         let (origin, before) = self.large.as_ref().map_or((false, 0), |large| (large.origin, large.changes));
+        self.check_quarantine(changes, origin).await?;
         let mut mode = self.mode(changes, origin);
         self.under_origin(mode, origin).await?;
         within(SHORT_WAIT, "setting a savepoint", self.connection.execute("SAVEPOINT piece")).await?;
         let work = plan::plan(changes, &self.tables, mode.style)?;
+        let mut patient = false;
         match carry_out(&mut self.connection, &mut self.moving, &work, &self.tables, mode, Way::Usual).await {
             Err(error) if errors::concerns_rows(&error) || errors::is_canceled(&error) => {
                 drop(work);
@@ -275,6 +308,7 @@ impl PostgresReplica {
                 self.under_origin(mode, before_it).await?;
                 let way = if errors::is_canceled(&error) {
                     within(SHORT_WAIT, "allowing more time", self.connection.execute(PATIENT)).await?;
+                    patient = true;
                     Way::Patient
                 } else {
                     mode.style = Style::OneByOne;
@@ -287,6 +321,10 @@ impl PostgresReplica {
                     .at(|| format!("piece behind change {before}"))?;
             }
             done => done?,
+        }
+        if patient {
+            // The client waits no longer than this for the next piece.
+            within(SHORT_WAIT, "allowing the usual time", self.connection.execute(USUAL_TIME)).await?;
         }
         failpoint::hit("apply.piece")?;
         within(SHORT_WAIT, "ending a savepoint", self.connection.execute("RELEASE SAVEPOINT piece")).await?;
@@ -305,12 +343,25 @@ impl PostgresReplica {
         Ok(())
     }
 
-    async fn commit(&mut self) -> Result<()> {
+    /// Opens a replica transaction in which pieces of what was kept are applied; what they are of is said with each source transaction.
+    pub(super) async fn begin_retry(&mut self, header: &Arc<TransactionHeader>) -> Result<()> {
+        self.begin_plainly().await?;
+        self.epoch = ledger::hold(&mut self.connection, &self.name).await?;
+        self.large = Some(Large { header: Arc::clone(header), origin: false, changes: 0, keeper: None });
+        self.retrying = true;
+        Ok(())
+    }
+
+    pub(super) async fn begin_plainly(&mut self) -> Result<()> {
+        begin(&mut self.connection, false, self.replica_role).await
+    }
+
+    pub(super) async fn commit(&mut self) -> Result<()> {
         failpoint::hit("apply.before_commit")?;
         within(STATEMENT_WAIT, "COMMIT", self.connection.execute("COMMIT")).await.map(drop)
     }
 
-    async fn roll_back(&mut self) -> Result<()> {
+    pub(super) async fn roll_back(&mut self) -> Result<()> {
         within(SHORT_WAIT, "ROLLBACK", self.connection.execute("ROLLBACK")).await.map(drop)
     }
 }
@@ -322,6 +373,8 @@ fn sections(changes: &[Change]) -> impl Iterator<Item = &[Change]> {
 
 /// For the rest of the transaction; the client's own deadline is a little later.
 const PATIENT: &str = "SET LOCAL statement_timeout = '30min'";
+/// As for every other statement of an applier.
+const USUAL_TIME: &str = "SET LOCAL statement_timeout = '120s'";
 /// For the rest of the transaction: constraints that the replica role would switch off are checked at COMMIT.
 const UNDER_ORIGIN: &str = "SET LOCAL session_replication_role = origin; SET CONSTRAINTS ALL DEFERRED";
 /// Foreign keys are enforced: those that the source could put off to its COMMIT are put off here as well.

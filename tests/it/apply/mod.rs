@@ -8,6 +8,7 @@ mod large;
 mod model;
 mod names;
 mod pace;
+mod quarantine;
 mod rig;
 mod speed;
 mod takeover;

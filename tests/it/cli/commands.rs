@@ -24,6 +24,8 @@ const COMMANDS: &[&[&str]] = &[
     &["resume"],
     &["reload"],
     &["log", "tail"],
+    &["quarantine"],
+    &["quarantine", "add"],
     &["explain"],
 ];
 

@@ -26,13 +26,17 @@ pub enum Killed {
     Init,
     /// `millstream teardown`.
     Teardown,
+    /// The daemon and `millstream quarantine`, in `operate::quarantine`.
+    Quarantine,
 }
 
 /// By the file that names it: every file with such a place must be in exactly one of these.
 const PLACES: &[(&str, Killed)] = &[
     ("apply/", Killed::Pair),
     ("capture/", Killed::Pair),
-    ("replica/", Killed::Pair),
+    ("replica/postgres/added.rs", Killed::Pair),
+    ("replica/postgres/replica.rs", Killed::Pair),
+    ("replica/postgres/quarantine/", Killed::Quarantine),
     ("queue/embedded/", Killed::Pair),
     ("queue/kafka/", Killed::Kafka),
     ("preflight/init/", Killed::Init),

@@ -8,7 +8,7 @@ mod clock;
 mod commands;
 mod disk;
 #[cfg(feature = "failpoints")]
-mod failpoints;
+pub mod failpoints;
 mod fsync;
 mod network;
 #[cfg(feature = "failpoints")]

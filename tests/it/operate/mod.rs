@@ -1,6 +1,7 @@
 //! What an operator orders of a running daemon, over its control socket and by signals.
 
 mod pause;
+mod quarantine;
 mod reload;
 mod socket;
 

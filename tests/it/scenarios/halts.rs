@@ -124,7 +124,9 @@ async fn a_newer_ledger_is_not_read_and_an_older_one_is_upgraded() {
     lane.replica
         .execute(
             "DELETE FROM millstream.schema_version WHERE version > 1; ALTER TABLE millstream.copied_table DROP COLUMN timeline, \
-             DROP COLUMN source_oid, DROP COLUMN replica_table, DROP COLUMN named_by, DROP COLUMN recopy_asked_at, DROP COLUMN shadow",
+             DROP COLUMN source_oid, DROP COLUMN replica_table, DROP COLUMN named_by, DROP COLUMN recopy_asked_at, DROP COLUMN shadow; \
+             DROP TABLE millstream.refused, millstream.quarantine, millstream.quarantined_table, millstream.quarantined_key, \
+             millstream.quarantined_piece, millstream.quarantined_version",
         )
         .await;
     let daemon = lane.start().await;

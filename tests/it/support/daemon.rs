@@ -110,6 +110,14 @@ impl Site {
         self.output(arguments).await
     }
 
+    /// Runs a command with more environment (failpoints).
+    #[cfg(feature = "failpoints")]
+    pub async fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+        let mut command = self.command(arguments);
+        command.envs(environment.iter().copied());
+        ended(command).await
+    }
+
     /// As `docs/postgresql.md` has it: what `init --superuser-sql` prints, run by a superuser. A source that cannot be reached is the command's to tell.
     async fn install_triggers(&self) {
         let text = fs::read_to_string(self.configuration()).expect("millstream.toml");
@@ -134,10 +142,7 @@ impl Site {
     }
 
     async fn output(&self, arguments: &[&str]) -> Outcome {
-        let mut command = self.command(arguments);
-        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("join").expect("millstream");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        ended(self.command(arguments)).await
     }
 
     /// Runs a command that must end with code 0.
@@ -206,6 +211,13 @@ impl Site {
         let runs = self.runs.load(Ordering::Relaxed);
         (0..runs).map(|n| fs::read_to_string(self.folder.path().join(format!("daemon-{n}.log"))).unwrap_or_default()).collect()
     }
+}
+
+/// Runs a command to its end.
+async fn ended(mut command: Command) -> Outcome {
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("join").expect("millstream");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// The configuration of [`Site::pair`] over any queue.
