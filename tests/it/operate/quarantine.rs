@@ -73,7 +73,9 @@ impl Pair {
     #[track_caller]
     fn seen<'a>(&'a self, sql: &'a str, value: &'a str) -> impl Future<Output = ()> + 'a {
         eventually(sql, LONG, async move || {
-            let found = self.replica.value(sql).await;
+            // A table may be there only once its schema change is.
+            let found = self.replica.query(sql).await.map_err(|e| e.to_string())?;
+            let found = found[0][0].clone().unwrap_or_default();
             if found == value { Ok(()) } else { Err(found) }
         })
     }
