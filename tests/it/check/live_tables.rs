@@ -135,3 +135,20 @@ async fn a_serial_column_that_a_live_table_lacks_comes_by_a_new_copy() {
     live.equal().await;
     live.site.ready(CATCH_UP).await;
 }
+
+/// The file names other tables than `init` found last: what is installed is at work all the same, and `init` takes the new patterns up.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_patterns_than_those_installed_are_not_taken_for_nothing_installed() {
+    let source = crate::support::postgres::shared().await.new_database().await;
+    let replica = crate::support::postgres::shared_replica().await.new_database().await;
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let site = Site::pair(&source, &replica);
+    site.must(&["init"]).await;
+    let configuration = std::fs::read_to_string(site.configuration()).expect("millstream.toml");
+    site.configure(&configuration.replace("[\"public.*\"]", "[\"public.*\", \"audit.*\"]"));
+    let page = site.run(&["check"]).await.stdout;
+    assert!(page.contains("join by the patterns that `init` found last") && !page.contains("changes are not carried"), "{page}");
+    site.must(&["init"]).await;
+    let page = site.run(&["check"]).await.stdout;
+    assert!(!page.contains("found last") && !page.contains("changes are not carried"), "{page}");
+}
